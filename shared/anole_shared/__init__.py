@@ -1,0 +1,1 @@
+"""What every service shares: messages, bus, store, settings, telemetry, errors, clock."""

@@ -1,0 +1,21 @@
+"""The collections that the store holds, who writes each, and how long a record lives."""
+
+from enum import StrEnum
+
+
+class Collection(StrEnum):
+    """A named set of records in the store; every key of Anole lies in one of these."""
+
+    ADAPTERS = "adapters"
+    """adapter id -> AdapterRecord as JSON. Written by the scheduler; no expiry."""
+    WORKERS = "workers"
+    """worker id -> WorkerRecord as JSON. Written by the scheduler at each report; lives LEASE_S."""
+    SERVICES = "services"
+    """"<kind>:<id>" -> ServiceRecord as JSON. Written by each service itself; lives LEASE_S."""
+
+
+LEASE_S = 10.0
+"""How long a liveness record outlives its last renewal."""
+
+RENEW_S = 2.0
+"""How often a live service renews its record; several renewals may be lost before it lapses."""

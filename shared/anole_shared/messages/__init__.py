@@ -1,0 +1,92 @@
+"""Every message between services. Workers, gateways and the scheduler meet only here."""
+
+from anole_shared.messages.adapters import (
+    AdapterPrefetchRequested,
+    AdapterRecord,
+    AdapterResidencyChanged,
+    AdaptersDiscovered,
+    Residency,
+)
+from anole_shared.messages.memory import (
+    MAX_DATAGRAM_BYTES,
+    LeaseDenied,
+    LeaseEnded,
+    LeaseGranted,
+    LeaseReleased,
+    LeaseRequested,
+    MemoryMessage,
+    MemoryStatusReported,
+    MemoryStatusRequested,
+)
+from anole_shared.messages.requests import (
+    FailureCode,
+    FinishReason,
+    RequestAborted,
+    RequestFailed,
+    RequestSubmitted,
+    Sampling,
+    SequenceAborted,
+    SequenceAdmitted,
+    SequenceFinished,
+    SequenceOutput,
+    TokenIds,
+    TokensGenerated,
+)
+from anole_shared.messages.workers import (
+    ServiceRecord,
+    WorkerCapacity,
+    WorkerLeft,
+    WorkerRecord,
+    WorkerReported,
+)
+
+Message = (
+    RequestSubmitted
+    | RequestAborted
+    | SequenceAdmitted
+    | SequenceAborted
+    | TokensGenerated
+    | SequenceFinished
+    | RequestFailed
+    | WorkerReported
+    | WorkerLeft
+    | AdaptersDiscovered
+    | AdapterResidencyChanged
+    | AdapterPrefetchRequested
+)
+"""The tagged union of all messages; `type` is the tag."""
+
+__all__ = [
+    "MAX_DATAGRAM_BYTES",
+    "AdapterPrefetchRequested",
+    "AdapterRecord",
+    "AdapterResidencyChanged",
+    "AdaptersDiscovered",
+    "FailureCode",
+    "FinishReason",
+    "LeaseDenied",
+    "LeaseEnded",
+    "LeaseGranted",
+    "LeaseReleased",
+    "LeaseRequested",
+    "MemoryMessage",
+    "MemoryStatusReported",
+    "MemoryStatusRequested",
+    "Message",
+    "RequestAborted",
+    "RequestFailed",
+    "RequestSubmitted",
+    "Residency",
+    "Sampling",
+    "SequenceAborted",
+    "SequenceAdmitted",
+    "SequenceFinished",
+    "SequenceOutput",
+    "ServiceRecord",
+    "TokenIds",
+    "TokensGenerated",
+    "WorkerCapacity",
+    "WorkerLeft",
+    "WorkerRecord",
+    "WorkerReported",
+]
