@@ -1,0 +1,1 @@
+"""Owns a host's memory regions and leases them out over a unix socket."""

@@ -1,0 +1,1 @@
+"""The kernel side: each module reaches one interface of Linux."""

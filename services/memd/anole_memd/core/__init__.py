@@ -1,0 +1,1 @@
+"""The pure ledger of regions and leases."""
