@@ -104,6 +104,8 @@ class SequenceOutput:
 
     request_id: RequestId
     attempt: int
+    position: Annotated[int, Field(ge=0)]
+    """Tokens of this attempt before these. Delivery is unconfirmed: a gap shows a lost message."""
     token_ids: TokenIds
     finish_reason: FinishReason | None = None
 

@@ -1,0 +1,1 @@
+"""The REST API: validates, tokenizes, submits, streams answers back."""

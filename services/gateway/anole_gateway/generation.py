@@ -1,0 +1,239 @@
+"""One completion on its way: submitted, listened to, submitted again where its worker is lost."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+from opentelemetry.trace import Span, SpanKind, Tracer
+
+from anole_gateway.aborts import Aborts
+from anole_gateway.errors import ApiError, InternalFailure, TooManyRequests, Unavailable
+from anole_gateway.metrics import Metrics
+from anole_gateway.stops import StopMatcher
+from anole_gateway.streams import Letter, Mailbox
+from anole_gateway.tokenizer import Detokenizer
+from anole_gateway.translate import error_of, finish_reason_of
+from anole_shared.bus import Bus
+from anole_shared.errors import BusUnavailable, QueueFull
+from anole_shared.messages import (
+    FailureCode,
+    RequestAborted,
+    RequestFailed,
+    RequestSubmitted,
+    SequenceOutput,
+)
+from anole_shared.telemetry import Attribute, SpanName, child_of, headers_of
+from anole_shared.topology import SCHEDULER
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+"""How often a request is submitted before its losses of workers are the client's to know."""
+
+_FAILURE_GRACE_S = 2.0
+"""How long to wait for the reason after a worker said that it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What every generation of this gateway works with."""
+
+    bus: Bus
+    aborts: Aborts
+    metrics: Metrics
+    tracer: Tracer
+    retry_after_s: float
+
+
+class Generation:
+    """From submission to the last token. Leaving the context gives up what has not ended."""
+
+    def __init__(
+        self,
+        order: RequestSubmitted,
+        *,
+        stops: Sequence[str],
+        mailbox: Mailbox,
+        detokenizer: Detokenizer,
+        span: Span,
+        means: Means,
+    ) -> None:
+        """span: the request's; all that happens here becomes its children."""
+        self._first_order = order
+        self._order = order
+        self._mailbox = mailbox
+        self._detokenizer = detokenizer
+        self._matcher = StopMatcher(stops)
+        self._span = span
+        self._means = means
+        self._token_ids: list[int] = []
+        self._num_earlier_tokens = 0
+        self._is_submitted = False
+        self._is_failing = False
+        self.finish_reason: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        match fault:
+            case ApiError():
+                self.abort(fault.code)
+            case asyncio.CancelledError() | ConnectionError():
+                self.abort("client went away")
+            case _:
+                self.abort("gateway failed")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far, over all attempts."""
+        return len(self._token_ids)
+
+    async def submit(self) -> None:
+        """Hand the request to the scheduler.
+
+        Raises:
+            Unavailable: there is no bus.
+            TooManyRequests: the scheduler's queue is full.
+        """
+        order, means = self._order, self._means
+        attributes: dict[str, str | int] = {
+            Attribute.REQUEST_ID: order.request_id,
+            Attribute.ATTEMPT: order.attempt,
+        }
+        with means.tracer.start_as_current_span(
+            SpanName.SUBMIT,
+            context=child_of(self._span),
+            kind=SpanKind.PRODUCER,
+            attributes=attributes,
+        ) as span:
+            # Over a living connection it may arrive even if publish() fails.
+            self._is_submitted = means.bus.is_connected
+            try:
+                await means.bus.publish(SCHEDULER, order, headers_of(span))
+            except BusUnavailable as fault:
+                log.warning("request %s not submitted: %s", order.request_id, fault)
+                raise Unavailable(
+                    "the message broker does not answer", retry_after_s=means.retry_after_s
+                ) from fault
+            except QueueFull as fault:
+                self._is_submitted = False
+                raise TooManyRequests(
+                    "too many requests wait already", retry_after_s=means.retry_after_s
+                ) from fault
+
+    async def arrival(self) -> None:
+        """Return as soon as there is something to read; may be cancelled without loss."""
+        if not self._is_failing:
+            await self._mailbox.wait()
+            return
+        try:
+            async with asyncio.timeout(_FAILURE_GRACE_S):
+                await self._mailbox.wait()
+        except TimeoutError:
+            raise InternalFailure("the worker gave the request up and did not say why") from None
+
+    async def read(self) -> str:
+        """The next text, all that is there by now; often "". At the end finish_reason is set.
+
+        Raises:
+            ApiError: the request has failed for good.
+        """
+        await self.arrival()
+        texts: list[str] = []
+        while self.finish_reason is None and (letter := self._mailbox.peek()) is not None:
+            if texts and not isinstance(letter, SequenceOutput):
+                break
+            self._mailbox.drop()
+            texts.append(await self._take(letter))
+        return "".join(texts)
+
+    def abort(self, reason: str) -> None:
+        """Have the scheduler forget the request, if it still knows it."""
+        if not self._is_submitted:
+            return
+        self._is_submitted = False
+        message = RequestAborted(request_id=self._order.request_id, reason=reason)
+        self._means.aborts.put(message, headers_of(self._span))
+        self._means.metrics.aborted.labels(reason).inc()
+
+    async def _take(self, letter: Letter) -> str:
+        if isinstance(letter, ApiError):
+            raise letter
+        if letter.attempt != self._order.attempt:
+            return ""
+        if isinstance(letter, RequestFailed):
+            self._is_submitted = False
+            return await self._recover(letter)
+        num_lost = letter.position - (self.num_tokens - self._num_earlier_tokens)
+        if num_lost > 0:
+            return await self._recover(_loss(letter, num_lost))
+        if num_lost < 0:  # a second copy, as far as it goes
+            letter = replace(letter, token_ids=letter.token_ids[-num_lost:])
+        return self._absorb(letter)
+
+    def _absorb(self, output: SequenceOutput) -> str:
+        if output.finish_reason is not None:
+            self._is_submitted = False
+        texts = []
+        for token_id in output.token_ids:
+            self._token_ids.append(token_id)
+            texts.append(self._matcher.push(self._detokenizer.push(token_id)))
+            if self._matcher.is_matched:
+                self.finish_reason = "stop"
+                self.abort("stop string")
+                return "".join(texts)
+        if output.finish_reason is not None:
+            reason = finish_reason_of(output.finish_reason)
+            if reason is None:
+                self._is_failing = True
+            else:
+                texts.append(self._finish(reason))
+        return "".join(texts)
+
+    def _finish(self, reason: str) -> str:
+        """The text that was held back; it may still complete a stop string."""
+        text = self._matcher.push(self._detokenizer.flush())
+        self.finish_reason = "stop" if self._matcher.is_matched else reason
+        return text + self._matcher.flush()
+
+    async def _recover(self, failure: RequestFailed) -> str:
+        """Go on elsewhere from the last token received, if that can help."""
+        attempt = self._order.attempt + 1
+        if failure.code is not FailureCode.WORKER_LOST or attempt >= MAX_ATTEMPTS:
+            raise error_of(failure, retry_after_s=self._means.retry_after_s)
+        num_left = self._first_order.max_tokens - len(self._token_ids)
+        if num_left < 1:
+            return self._finish("length")
+        self._is_failing = False
+        self._num_earlier_tokens = self.num_tokens
+        self._order = replace(
+            self._first_order,
+            attempt=attempt,
+            prompt_token_ids=(*self._first_order.prompt_token_ids, *self._token_ids),
+            max_tokens=num_left,
+        )
+        self._means.metrics.resubmitted.inc()
+        await self.submit()
+        return ""
+
+
+def _loss(output: SequenceOutput, num_lost: int) -> RequestFailed:
+    """Tokens that never arrived are as lost as their worker: the request goes on in a new attempt.
+
+    The scheduler ends the old attempt when the new one comes.
+    """
+    return RequestFailed(
+        request_id=output.request_id,
+        attempt=output.attempt,
+        code=FailureCode.WORKER_LOST,
+        message=f"{num_lost} tokens were lost between the worker and the gateway",
+    )

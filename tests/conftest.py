@@ -1,0 +1,57 @@
+"""What all tests share: one RabbitMQ and one Redis a session, started when first asked for."""
+
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis as RedisClient
+
+from tests.servers import RabbitMQ, Redis, install_missing
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Install missing servers before any test's time-out runs."""
+    if any(item.get_closest_marker("integration") for item in session.items):
+        install_missing()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """The session's broker; who stops it must start it again."""
+    server = RabbitMQ()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Redis]:
+    """The session's Redis; who stops it must start it again."""
+    server = Redis()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(rabbitmq: RabbitMQ) -> str:
+    """For tests whose queues have names of their own."""
+    return rabbitmq.url
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis: Redis) -> str:
+    """For tests that do not mind the records of others."""
+    return redis.url
+
+
+@pytest.fixture
+def fresh_redis_url(redis: Redis) -> str:
+    """An empty database, apart from the one that long-lived fixtures use."""
+    url = f"redis://127.0.0.1:{redis.port}/1"
+    with RedisClient.from_url(url) as client:
+        client.flushdb()
+    return url

@@ -1,0 +1,63 @@
+"""Stop strings: nothing of them is shown, nothing before them is lost."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anole_gateway.stops import StopMatcher
+
+LETTERS = st.text(alphabet="ab", max_size=30)
+"""Two letters, so that texts are full of false and overlapping beginnings."""
+STOP = st.text(alphabet="ab", min_size=1, max_size=5)
+
+
+def run(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
+    matcher = StopMatcher(stops)
+    shown = "".join(matcher.push(piece) for piece in pieces)
+    return shown + matcher.flush(), matcher.is_matched
+
+
+@st.composite
+def texts_in_pieces(draw: st.DrawFn) -> list[str]:
+    return draw(st.lists(st.text(alphabet="ab", max_size=6), max_size=12))
+
+
+@given(stop=STOP, pieces=texts_in_pieces())
+def test_one_stop_string_cuts_where_str_find_finds_it(stop: str, pieces: list[str]) -> None:
+    text = "".join(pieces)
+    begin = text.find(stop)
+    expected = (text, False) if begin < 0 else (text[:begin], True)
+    assert run([stop], pieces) == expected
+
+
+@given(stops=st.lists(STOP, min_size=1, max_size=4), pieces=texts_in_pieces())
+def test_of_several_the_first_to_be_completed_counts(stops: list[str], pieces: list[str]) -> None:
+    text = "".join(pieces)
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    if not ends:
+        assert run(stops, pieces) == (text, False)
+        return
+    longest = max(len(stop) for stop in stops if text[: min(ends)].endswith(stop))
+    assert run(stops, pieces) == (text[: min(ends) - longest], True)
+
+
+@given(stops=st.lists(STOP, min_size=1, max_size=4), pieces=texts_in_pieces())
+def test_nothing_is_held_that_cannot_begin_a_stop_string(
+    stops: list[str], pieces: list[str]
+) -> None:
+    matcher = StopMatcher(stops)
+    shown = "".join(matcher.push(piece) for piece in pieces)
+    held = matcher.flush()
+    if not matcher.is_matched:
+        assert shown + held == "".join(pieces)
+        assert held == "" or any(stop.startswith(held) for stop in stops)
+
+
+def test_text_passes_untouched_where_there_are_no_stop_strings() -> None:
+    assert run([], ["any", "", "thing"]) == ("anything", False)
+
+
+def test_nothing_comes_after_a_match() -> None:
+    matcher = StopMatcher(["END"])
+    assert matcher.push("one END two") == "one "
+    assert matcher.push("three") == ""
+    assert matcher.flush() == ""
