@@ -69,7 +69,8 @@ class Bus(Protocol):
         the iterator goes on after reconnecting; what was unacknowledged comes again. A body that is
         no message is logged and dropped, never delivered. Leaving the context returns what is
         unacknowledged to the queue, and removes a queue that is not durable.
-        A durable queue serves one consumer at a time; others wait for their turn.
+        A durable queue serves one consumer at a time; others wait for their turn. After close()
+        the iteration ends.
         """
         ...
 
