@@ -1,0 +1,1 @@
+"""Runs batches that mix LoRA adapters over one base model."""

@@ -1,0 +1,1 @@
+"""The tensors: model, KV cache, adapters, sampling. Only this package imports torch."""

@@ -1,0 +1,120 @@
+"""An adapter's weights in memory: one arena of fp32, and views of it as the runner wants them."""
+
+import math
+import traceback
+from collections.abc import Sequence
+from itertools import groupby
+from mmap import mmap
+
+import torch
+from torch import Tensor
+
+from anole_shared.ids import AdapterId
+from anole_worker import adapter_files
+from anole_worker.adapter_files import AdapterFile, OpenAdapter
+from anole_worker.adapter_tensors import ModuleTensors
+from anole_worker.errors import AdapterRefused
+from anole_worker.model_shape import SITES, ModelShape
+from anole_worker.runtime.lora import LayerDelta, SiteDelta, SitePart
+from anole_worker.safetensors_header import TensorSpan
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class LoadedAdapter:
+    """An adapter that a step can use, until it is released."""
+
+    def __init__(
+        self, adapter_id: AdapterId, generation: str, layers: tuple[LayerDelta, ...]
+    ) -> None:
+        self.adapter_id = adapter_id
+        self.generation = generation
+        self.layers = layers
+        """By layer: what the adapter adds at each of its SITES."""
+
+    def release(self) -> None:
+        """Drop every view of the buffer, so that its owner can unmap it."""
+        self.layers = ()
+
+
+def load(file: AdapterFile, buffer: memoryview | mmap | bytearray) -> LoadedAdapter:
+    """Read the weights into the buffer, of at least packed_bytes, and make views of it.
+
+    Layer by layer and site by site the buffer holds the As of the site's modules, stacked, as one
+    [sum of ranks, in], then each module's B as [rank, out] with the scale multiplied in. While a
+    view lives, so does an export of the buffer: an mmap under it cannot be closed.
+
+    The file is read with its bounds checked, not mapped: if somebody cuts it short meanwhile, that
+    is an error and not a fatal signal. Nothing points into the buffer after a failure.
+
+    Raises AdapterRefused when the files are not those that were validated, or not finite numbers.
+    """
+    try:
+        return _load(file, memoryview(buffer).cast("B"))
+    except BaseException as error:
+        # The frames that failed would keep views of the buffer alive for as long as the error.
+        traceback.clear_frames(error.__traceback__)
+        del buffer
+        raise
+
+
+def _load(file: AdapterFile, buffer: memoryview) -> LoadedAdapter:
+    if buffer.nbytes < file.packed_bytes:
+        raise ValueError(f"a buffer of {buffer.nbytes} bytes cannot hold {file.packed_bytes}")
+    with adapter_files.opened(file.path, file.shape) as adapter:
+        _check_unchanged(file, adapter)
+        arena = torch.frombuffer(buffer[: file.packed_bytes], dtype=torch.float32)
+        layers: list[LayerDelta] = [(None,) * len(SITES) for _ in range(file.shape.num_layers)]
+        begin = 0
+        for (layer, site), group in groupby(adapter.modules, key=lambda m: (m.layer, m.site)):
+            modules = list(group)
+            end = begin + sum(module.packed_bytes for module in modules) // arena.itemsize
+            delta = _fill(arena[begin:end], modules, adapter, file.shape)
+            layers[layer] = (*layers[layer][:site], delta, *layers[layer][site + 1 :])
+            begin = end
+        _check_unchanged(file, adapter)
+        # One sum finds them all, tens of times as fast as a look at each.
+        if not math.isfinite(arena.sum()):
+            raise AdapterRefused(
+                adapter.weights_path,
+                "it has weights that are infinite, next to it, or no numbers; train it again",
+            )
+    return LoadedAdapter(file.adapter_id, file.generation, tuple(layers))
+
+
+def _check_unchanged(file: AdapterFile, adapter: OpenAdapter) -> None:
+    if adapter.fingerprints() != file.fingerprints:
+        raise AdapterRefused(
+            file.path, "its files changed since they were validated; have the folder read again"
+        )
+
+
+def _fill(
+    arena: Tensor, modules: Sequence[ModuleTensors], adapter: OpenAdapter, shape: ModelShape
+) -> SiteDelta:
+    """Read one site's modules into its part of the arena."""
+    num_ranks, num_in = sum(module.rank for module in modules), modules[0].a.shape[1]
+    stacked = arena[: num_ranks * num_in].view(num_ranks, num_in)
+    parts: list[SitePart] = []
+    rank, begin = 0, stacked.numel()
+    for module in modules:
+        ranks = slice(rank, rank + module.rank)
+        _read(adapter, module.a, stacked[ranks])
+        end = begin + module.b.shape[0] * module.rank
+        up = arena[begin:end].view(module.rank, -1)
+        _read(adapter, module.b, up.t(), scale=module.scale)
+        parts.append(SitePart(columns=shape.columns(module.module), ranks=ranks, up=up))
+        rank, begin = ranks.stop, end
+    return SiteDelta(down=stacked.t(), parts=tuple(parts))
+
+
+def _read(adapter: OpenAdapter, span: TensorSpan, target: Tensor, *, scale: float = 1) -> None:
+    """Read a tensor into its place, which may be transposed."""
+    if span.dtype == "F32" and target.is_contiguous():
+        adapter.read_into(span, target.numpy().data.cast("B"))
+    else:
+        content = bytearray(span.end - span.begin)
+        adapter.read_into(span, memoryview(content))
+        target.copy_(torch.frombuffer(content, dtype=_DTYPES[span.dtype]).view(span.shape))
+    if scale != 1:
+        target.mul_(scale)

@@ -1,0 +1,66 @@
+"""Attention of a packed step's tokens to their own sequences, over the KV pool.
+
+Grouped queries are not repeated: for single tokens the query heads that share a key head are
+given as its "positions", for chunks the keys are viewed once per query head, without a copy.
+"""
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from anole_worker.runtime.kv_cache import KvCache
+from anole_worker.runtime.packed_step import DecodeGroup, PackedStep, PromptChunk
+
+
+def attend(
+    queries: Tensor, keys_values: Tensor, cache: KvCache, layer: int, packed: PackedStep
+) -> Tensor:
+    """Store the new keys and values, then attend to all up to each token's own.
+
+    queries is [tokens, heads, head_dim], keys_values [tokens, 2 * kv_heads, head_dim], both with
+    their positions applied. Gives [tokens, heads * head_dim].
+    """
+    cache.write(layer, packed.slots, keys_values)
+    result = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
+    for group in packed.decodes:
+        if group.tokens is None:
+            return _attend_group(queries, cache, layer, group)
+        own = queries.index_select(0, group.tokens)
+        result.index_copy_(0, group.tokens, _attend_group(own, cache, layer, group))
+    for chunk in packed.chunks:
+        part = slice(chunk.begin, chunk.end)
+        result[part] = _attend_chunk(queries[part], keys_values[part], cache, layer, chunk)
+    return result
+
+
+def _attend_group(queries: Tensor, cache: KvCache, layer: int, group: DecodeGroup) -> Tensor:
+    """From queries [rows, heads, head_dim] to [rows, heads * head_dim]."""
+    keys, values = cache.read(layer, group.slots)
+    num_kv_heads, _, head_dim = keys.shape
+    attended = scaled_dot_product_attention(
+        queries.view(group.num_rows, num_kv_heads, -1, head_dim),
+        keys.view(num_kv_heads, group.num_rows, -1, head_dim).transpose(0, 1),
+        values.view(num_kv_heads, group.num_rows, -1, head_dim).transpose(0, 1),
+        attn_mask=group.mask,
+    )
+    return attended.reshape(group.num_rows, -1)
+
+
+def _attend_chunk(
+    queries: Tensor, keys_values: Tensor, cache: KvCache, layer: int, chunk: PromptChunk
+) -> Tensor:
+    """From queries [tokens, heads, head_dim] to [tokens, heads * head_dim]."""
+    if chunk.slots is None:
+        keys, values = keys_values.transpose(0, 1).chunk(2)
+    else:
+        keys, values = cache.read(layer, chunk.slots)
+    num_tokens, num_heads, head_dim = queries.shape
+    num_kv_heads, num_all, _ = keys.shape
+    shared = (num_kv_heads, num_heads // num_kv_heads, num_all, head_dim)
+    attended = scaled_dot_product_attention(
+        queries.view(num_tokens, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3),
+        keys.unsqueeze(1).expand(shared),
+        values.unsqueeze(1).expand(shared),
+        attn_mask=chunk.mask,
+        is_causal=chunk.mask is None,
+    )
+    return attended.permute(2, 0, 1, 3).reshape(num_tokens, -1)

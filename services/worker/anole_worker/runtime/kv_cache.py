@@ -1,0 +1,53 @@
+"""The keys and values of every running sequence, in one pool of blocks a layer.
+
+A layer's pool is [2 * kv_heads, slots, head_dim]: keys of all heads, then values. A slot holds one
+token; block b is the slots from b * block_size on. Single tokens are gathered along the middle
+axis, which copies whole rows of head_dim: on a CPU several times faster than gathering blocks of a
+layout that has the block as its first axis, and it leaves nothing to transpose.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anole_worker.model_shape import ModelShape
+
+
+class KvCache:
+    """The pool; which block belongs to whom is the caller's to know."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        num_blocks: int,
+        block_size: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Takes address space at once; the memory itself as blocks are first written."""
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._num_kv_heads = shape.num_kv_heads
+        size = (2 * shape.num_kv_heads, num_blocks * block_size, shape.head_dim)
+        self._layers = tuple(torch.zeros(size, dtype=dtype) for _ in range(shape.num_layers))
+
+    @staticmethod
+    def bytes_per_token(shape: ModelShape, dtype: torch.dtype = torch.float32) -> int:
+        """Memory that one token's keys and values take, over all layers."""
+        return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
+
+    def slots(self, block_table: tuple[int, ...], begin: int, end: int) -> NDArray[np.int64]:
+        """The slots of a sequence's positions from begin to end."""
+        blocks = np.asarray(block_table, dtype=np.int64)
+        positions = np.arange(begin, end)
+        return blocks[positions // self.block_size] * self.block_size + positions % self.block_size
+
+    def write(self, layer: int, slots: Tensor, keys_values: Tensor) -> None:
+        """Store [tokens, 2 * kv_heads, head_dim], keys before values, one token a slot."""
+        self._layers[layer].index_copy_(1, slots, keys_values.transpose(0, 1))
+
+    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of the keys and of the values in the slots, each [kv_heads, slots, head_dim]."""
+        both = self._layers[layer].index_select(1, slots)
+        return both[: self._num_kv_heads], both[self._num_kv_heads :]

@@ -1,0 +1,185 @@
+"""A step as tensors: made once, then used by every layer.
+
+All rows' new tokens stand one after the other in one matrix, prompt chunks and single tokens
+alike; only attention has to know where one sequence ends and the next begins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anole_shared.ids import AdapterId
+from anole_worker.core.step import Row, Step
+from anole_worker.runtime.kv_cache import KvCache
+
+_CALL_COST = 256
+"""Slots read that cost about as much as one more attention call."""
+
+_MAX_GROUP_SLOTS = 1024
+"""So that what one group reads is still in the cache when attention comes to it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeGroup:
+    """Rows of one new token each and of similar length, padded to the longest."""
+
+    tokens: Tensor | None
+    """[rows]: which of the step's tokens they are; None when they are all of them."""
+    num_rows: int
+    slots: Tensor
+    """[rows * longest]; a row is padded with its own first slot, so never reads another's."""
+    mask: Tensor | None
+    """[rows, 1, 1, longest]: 0 or, on padding, minus infinity; None without padding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptChunk:
+    """The consecutive tokens of one row."""
+
+    begin: int
+    end: int
+    slots: Tensor | None
+    """[past + tokens]: all of the sequence; None when nothing of it precedes the chunk."""
+    mask: Tensor | None
+    """[tokens, past + tokens]: 0 or minus infinity; None with slots: causal by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Consecutive tokens of one adapter."""
+
+    adapter_id: AdapterId
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedStep:
+    """What a forward pass needs to know of its step; `tokens` counts the new tokens of all rows."""
+
+    token_ids: Tensor
+    """[tokens]"""
+    positions: Tensor
+    """[1, tokens]"""
+    slots: Tensor
+    """[tokens]: where the new keys and values go."""
+    decodes: tuple[DecodeGroup, ...]
+    chunks: tuple[PromptChunk, ...]
+    segments: tuple[Segment, ...]
+    sampled: Tensor
+    """[rows that sample]: the last token of each."""
+
+
+def pack(step: Step, cache: KvCache, dtype: torch.dtype) -> PackedStep:
+    """Lay a step out; the masks are of the model's dtype. The step must not be empty."""
+    rows = step.rows
+    lengths = [len(row.token_ids) for row in rows]
+    ends = np.cumsum(lengths).tolist()
+    begins = [end - length for end, length in zip(ends, lengths, strict=True)]
+    decoding = [index for index, length in enumerate(lengths) if length == 1]
+    return PackedStep(
+        token_ids=torch.tensor([token_id for row in rows for token_id in row.token_ids]),
+        positions=_tensor([np.arange(row.start, _end(row)) for row in rows]).unsqueeze(0),
+        slots=_tensor([cache.slots(row.block_table, row.start, _end(row)) for row in rows]),
+        decodes=tuple(
+            _decode_group(rows, begins, group, cache, dtype)
+            for group in group_by_length({index: _end(rows[index]) for index in decoding})
+        ),
+        chunks=tuple(
+            _chunk(row, begin, cache, dtype)
+            for row, begin in zip(rows, begins, strict=True)
+            if len(row.token_ids) > 1
+        ),
+        segments=_segments(rows, begins, ends),
+        sampled=torch.tensor(
+            [end - 1 for row, end in zip(rows, ends, strict=True) if row.sampling is not None],
+            dtype=torch.long,
+        ),
+    )
+
+
+def group_by_length(lengths: dict[int, int]) -> list[list[int]]:
+    """Part rows, given with their lengths, into groups that are padded to their longest.
+
+    From the longest down, a row opens a new group when the present one is full, or when padding
+    this row and all that are still to come would read more than a further attention call costs.
+    """
+    groups: list[list[int]] = []
+    longest = 0
+    by_length = sorted(lengths, key=lambda index: (-lengths[index], index))
+    for place, index in enumerate(by_length):
+        padding = (longest - lengths[index]) * (len(by_length) - place)
+        is_full = bool(groups) and (len(groups[-1]) + 1) * longest > _MAX_GROUP_SLOTS
+        if not groups or is_full or padding > _CALL_COST:
+            groups.append([])
+            longest = lengths[index]
+        groups[-1].append(index)
+    return [sorted(group) for group in groups]
+
+
+def _end(row: Row) -> int:
+    return row.start + len(row.token_ids)
+
+
+def _tensor(parts: Sequence[NDArray[np.int64]]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts))
+
+
+def _decode_group(
+    rows: Sequence[Row],
+    begins: Sequence[int],
+    group: Sequence[int],
+    cache: KvCache,
+    dtype: torch.dtype,
+) -> DecodeGroup:
+    lengths = np.array([_end(rows[index]) for index in group])
+    longest = int(lengths.max())
+    slots = np.empty((len(group), longest), dtype=np.int64)
+    for line, index in zip(slots, group, strict=True):
+        own = cache.slots(rows[index].block_table, 0, _end(rows[index]))
+        line[: len(own)] = own
+        line[len(own) :] = own[0]
+    is_padding = torch.from_numpy(np.arange(longest) >= lengths[:, None])
+    return DecodeGroup(
+        tokens=None
+        if len(group) == len(rows)
+        else torch.tensor([begins[index] for index in group]),
+        num_rows=len(group),
+        slots=torch.from_numpy(slots.reshape(-1)),
+        mask=_mask(is_padding, dtype)[:, None, None, :] if is_padding.any() else None,
+    )
+
+
+def _chunk(row: Row, begin: int, cache: KvCache, dtype: torch.dtype) -> PromptChunk:
+    num_tokens = len(row.token_ids)
+    if row.start == 0:
+        return PromptChunk(begin=begin, end=begin + num_tokens, slots=None, mask=None)
+    num_all = row.start + num_tokens
+    is_future = torch.ones(num_tokens, num_all, dtype=torch.bool).triu(row.start + 1)
+    return PromptChunk(
+        begin=begin,
+        end=begin + num_tokens,
+        slots=torch.from_numpy(cache.slots(row.block_table, 0, num_all)),
+        mask=_mask(is_future, dtype),
+    )
+
+
+def _mask(is_hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(is_hidden.shape, dtype=dtype).masked_fill_(is_hidden, float("-inf"))
+
+
+def _segments(
+    rows: Sequence[Row], begins: Sequence[int], ends: Sequence[int]
+) -> tuple[Segment, ...]:
+    segments: list[Segment] = []
+    for row, begin, end in zip(rows, begins, ends, strict=True):
+        if row.adapter_id is None:
+            continue
+        is_same = segments and segments[-1].adapter_id == row.adapter_id
+        first = segments.pop().begin if is_same else begin
+        segments.append(Segment(adapter_id=row.adapter_id, begin=first, end=end))
+    return tuple(segments)

@@ -1,0 +1,29 @@
+import torch
+
+from anole_worker.runtime.kv_cache import KvCache
+from tests.unit.worker.peft_folders import SHAPE
+
+
+def test_slots_follow_the_block_table() -> None:
+    cache = KvCache(SHAPE, num_blocks=8, block_size=4)
+    assert cache.slots((5, 0, 7), 0, 10).tolist() == [20, 21, 22, 23, 0, 1, 2, 3, 28, 29]
+    assert cache.slots((5, 0, 7), 3, 5).tolist() == [23, 0]
+
+
+def test_what_is_written_is_read_in_the_order_that_is_asked_for() -> None:
+    cache = KvCache(SHAPE, num_blocks=4, block_size=4)
+    torch.manual_seed(0)
+    written = torch.randn(3, 2 * SHAPE.num_kv_heads, SHAPE.head_dim)
+    cache.write(1, torch.tensor([9, 2, 5]), written)
+    keys, values = cache.read(1, torch.tensor([5, 9]))
+    expected = written[[2, 0]].transpose(0, 1)
+    assert torch.equal(keys, expected[: SHAPE.num_kv_heads])
+    assert torch.equal(values, expected[SHAPE.num_kv_heads :])
+    assert not cache.read(0, torch.tensor([9]))[0].any()
+
+
+def test_bytes_per_token_is_what_the_pool_takes() -> None:
+    cache = KvCache(SHAPE, num_blocks=3, block_size=4)
+    keys, values = cache.read(0, torch.arange(12))
+    assert KvCache.bytes_per_token(SHAPE) * 12 == SHAPE.num_layers * (keys.nbytes + values.nbytes)
+    assert KvCache.bytes_per_token(SHAPE, torch.bfloat16) * 2 == KvCache.bytes_per_token(SHAPE)
