@@ -1,0 +1,118 @@
+"""The scheduler service: its parts put together by hand."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+
+from anole_scheduler.core.events import Tick
+from anole_scheduler.core.policies.standard import standard
+from anole_scheduler.core.scheduler import Scheduler
+from anole_scheduler.courier import Courier
+from anole_scheduler.custody import Custody
+from anole_scheduler.desk import Desk
+from anole_scheduler.mirror import Mirror
+from anole_scheduler.settings import SchedulerSettings
+from anole_scheduler.translate import limits_of, prefetch_of
+from anole_shared.bus import Delivery
+from anole_shared.errors import BusUnavailable
+from anole_shared.lifecycle import Resources, keep_alive, pause
+from anole_shared.settings import CommonSettings
+from anole_shared.telemetry import Telemetry
+from anole_shared.topology import SCHEDULER
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.5
+_INBOX_LENGTH = 64
+
+_Inbox = asyncio.Queue[Delivery | Tick]
+
+
+class SchedulerService:
+    """Serves the scheduler's queue while it is the one that the broker chose; else it stands by."""
+
+    name = "scheduler"
+
+    def __init__(
+        self,
+        common: CommonSettings,  # noqa: ARG002
+        settings: SchedulerSettings,
+        resources: Resources,
+        telemetry: Telemetry,
+    ) -> None:
+        self.scheduler_id = settings.scheduler_id or f"{socket.gethostname()}-{os.getpid()}"
+        self._settings = settings
+        self._resources = resources
+        self._telemetry = telemetry
+
+    async def run(self, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
+        """Serve until stop; what is unfinished then stays with the broker for the next one."""
+        mirror = Mirror(self._resources.store)
+        adapters = await mirror.load(stop)
+        custody = Custody(self._telemetry.tracer)
+        desk = Desk(
+            scheduler=Scheduler(limits_of(self._settings), standard(), adapters),
+            custody=custody,
+            courier=Courier(self._resources.bus, custody, stop),
+            mirror=mirror,
+            clock=self._resources.clock,
+        )
+        try:
+            await self._serve(desk, mirror, ready=ready, stop=stop)
+        finally:
+            custody.close()
+        await mirror.flush()
+
+    async def _serve(
+        self, desk: Desk, mirror: Mirror, *, ready: asyncio.Event, stop: asyncio.Event
+    ) -> None:
+        inbox: _Inbox = asyncio.Queue(_INBOX_LENGTH)
+        prefetch = prefetch_of(self._settings)
+        async with (
+            self._resources.bus.consume(SCHEDULER, prefetch=prefetch) as deliveries,
+            asyncio.TaskGroup() as tasks,
+        ):
+            alive = keep_alive(self._resources, self.name, self.scheduler_id, stop)
+            tasks.create_task(alive, name="scheduler liveness")
+            beside = [
+                tasks.create_task(mirror.run(), name="scheduler mirror"),
+                tasks.create_task(_collect(deliveries, inbox), name="scheduler deliveries"),
+                tasks.create_task(self._tick(inbox, stop), name="scheduler ticks"),
+            ]
+            log.info("scheduler %s listens", self.scheduler_id)
+            ready.set()
+            await _work(desk, inbox, stop)
+            for task in beside:
+                task.cancel()
+
+    async def _tick(self, inbox: _Inbox, stop: asyncio.Event) -> None:
+        """Tell the desk of time, for as long as it can hear of anything else as well.
+
+        The last tick, after stop, ends a wait for the inbox.
+        """
+        while True:
+            await pause(stop, _TICK_S)
+            if self._resources.bus.is_connected or stop.is_set():
+                await inbox.put(Tick())
+            if stop.is_set():
+                return
+
+
+async def _collect(deliveries: AsyncIterator[Delivery], inbox: _Inbox) -> None:
+    async for delivery in deliveries:
+        await inbox.put(delivery)
+
+
+async def _work(desk: Desk, inbox: _Inbox, stop: asyncio.Event) -> None:
+    """Until stop, one after the other."""
+    try:
+        while not stop.is_set():
+            item = await inbox.get()
+            if isinstance(item, Tick):
+                await desk.tick()
+            else:
+                await desk.receive(item)
+    except BusUnavailable as fault:
+        log.warning("stopped with the broker away; it will deliver again: %s", fault)

@@ -1,0 +1,151 @@
+"""What is heard of workers, and what follows for the requests they have."""
+
+from collections.abc import Iterable
+
+from anole_scheduler.core.adapter import Adapter
+from anole_scheduler.core.cluster import Cluster
+from anole_scheduler.core.commands import (
+    AbortSequence,
+    ForgetAdapter,
+    ForgetWorker,
+    RecordAdapter,
+    RecordWorker,
+    RefuseWorker,
+)
+from anole_scheduler.core.events import (
+    AdapterMoved,
+    AdaptersFound,
+    WorkerEvent,
+    WorkerGone,
+    WorkerSeen,
+)
+from anole_scheduler.core.ledger import Ledger
+from anole_scheduler.core.limits import Limits
+from anole_scheduler.core.reconcile import compare
+from anole_scheduler.core.registry import Registry
+from anole_scheduler.core.residency import Residency
+from anole_scheduler.core.worker import Worker
+
+
+class Attendance:
+    """Keeps cluster and registry in step with what workers say, and with their silence."""
+
+    def __init__(
+        self, limits: Limits, cluster: Cluster, registry: Registry, ledger: Ledger
+    ) -> None:
+        self._limits = limits
+        self._cluster = cluster
+        self._registry = registry
+        self._ledger = ledger
+        self._ticked_s: float | None = None
+
+    def handle(self, event: WorkerEvent, now: float) -> None:
+        """Take in one event."""
+        worker = self._cluster.get(event.worker_id)
+        match event:
+            case WorkerSeen():
+                self._on_seen(event, worker, now)
+            case AdaptersFound() if worker is None:
+                self._cluster.keep_folder(event.worker_id, event.adapters, now)
+            case AdaptersFound() if worker is not None:
+                self._learn(worker, event.adapters)
+            case AdapterMoved() if worker is not None:
+                worker.observe(event.adapter_id, event.residency, now)
+            case WorkerGone() if worker is not None:
+                self._lose(worker, event.reason, now)
+            case _:
+                pass  # of a worker that is gone, or was never let in
+
+    def drop_silent(self, now: float) -> None:
+        """Give up the workers that have not reported for too long.
+
+        Where this was not called for long it was the scheduler that was away (stopped, or cut off
+        from the broker): everybody gets the whole time again.
+        """
+        timeout_s = self._limits.worker_timeout_s
+        if self._ticked_s is not None and now - self._ticked_s > timeout_s / 2:
+            self._cluster.excuse_silence(now)
+        self._ticked_s = now
+        for worker in self._cluster.silent(now, timeout_s):
+            self._lose(worker, f"no report for {timeout_s:.0f} s", now)
+
+    def _on_seen(self, event: WorkerSeen, worker: Worker | None, now: float) -> None:
+        if worker and (worker.model, worker.capacity) != (event.model, event.capacity):
+            self._lose(worker, "it was started again with other settings", now)
+            worker = None
+        is_new = worker is None
+        if worker is None:
+            worker = self._join(event, now)
+        if worker is None:
+            return
+        worker.seen_s = now
+        worker.report_resident(event.resident, now, self._limits.load_timeout_s)
+        self._reconcile(event, worker, now)
+        self._ledger.commands.append(
+            RecordWorker(
+                worker_id=worker.worker_id,
+                model=worker.model,
+                capacity=worker.capacity,
+                num_running=len(event.running),
+                num_free_blocks=event.num_free_blocks,
+                resident=worker.adapters(Residency.RESIDENT),
+                loading=worker.adapters(Residency.LOADING),
+                is_new=is_new,
+            )
+        )
+
+    def _join(self, event: WorkerSeen, now: float) -> Worker | None:
+        objection = self._cluster.objection(event.model, event.capacity)
+        if objection is not None:
+            if self._cluster.refuse(event.worker_id, now):
+                refused = RefuseWorker(worker_id=event.worker_id, reason=objection)
+                self._ledger.commands.append(refused)
+            return None
+        worker = Worker(
+            event.worker_id,
+            model=event.model,
+            capacity=event.capacity,
+            admit_ahead=self._limits.admit_ahead,
+            now=now,
+        )
+        folder = self._cluster.join(worker)
+        if folder is not None:
+            self._learn(worker, folder)
+        return worker
+
+    def _reconcile(self, event: WorkerSeen, worker: Worker, now: float) -> None:
+        ledger = self._ledger
+        findings = compare(
+            worker,
+            event.running,
+            requests=ledger.requests,
+            ended=ledger.ended,
+            limits=self._limits,
+            now=now,
+        )
+        for progress in findings.found:
+            ledger.adopt(progress, worker, now)
+        for progress in findings.lost:
+            ledger.lose(progress, f"worker {worker.worker_id} does not have it")
+        worker.report_foreign(findings.foreign, event.num_free_blocks, now)
+        ledger.commands += [
+            AbortSequence(worker_id=worker.worker_id, request_id=request_id, reason=reason)
+            for request_id, reason in findings.strays
+        ]
+
+    def _learn(self, worker: Worker, folder: Iterable[Adapter]) -> None:
+        worker.folder = {adapter.adapter_id: adapter for adapter in folder}
+        learnt = self._registry.learn(worker.folder.values(), self._cluster.workers)
+        self._ledger.commands += [RecordAdapter(adapter=adapter) for adapter in learnt]
+        missing = self._registry.forget_missing(self._cluster.workers)
+        self._ledger.commands += [
+            ForgetAdapter(adapter_id=adapter_id, reason="no worker has it any more")
+            for adapter_id in missing
+        ]
+
+    def _lose(self, worker: Worker, reason: str, now: float) -> None:
+        self._cluster.leave(worker, now)
+        self._ledger.commands.append(ForgetWorker(worker_id=worker.worker_id, reason=reason))
+        for request_id in worker.admitted():
+            progress = self._ledger.requests[request_id]
+            self._ledger.lose(progress, f"worker {worker.worker_id} was lost: {reason}")

@@ -1,0 +1,84 @@
+"""What can happen to the scheduler."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from anole_scheduler.core.adapter import Adapter
+from anole_scheduler.core.request import Request
+from anole_scheduler.core.residency import Residency
+from anole_scheduler.core.worker import Capacity
+from anole_shared.ids import AdapterId, RequestId, WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestArrived:
+    """A gateway wants a request run."""
+
+    request: Request
+    redelivered: bool = False
+    """Whether it may have come before, perhaps to an earlier scheduler."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestCancelled:
+    """Nobody waits for a request any more."""
+
+    request_id: RequestId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceEnded:
+    """A request holds nothing at that worker any more."""
+
+    worker_id: WorkerId
+    request_id: RequestId
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSeen:
+    """A worker reports."""
+
+    worker_id: WorkerId
+    model: str
+    capacity: Capacity
+    running: Sequence[RequestId]
+    """Everything that it was given and has not ended, those that started first."""
+    num_free_blocks: int
+    resident: Sequence[AdapterId]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerGone:
+    """A worker has left, or nothing can be told to it any more."""
+
+    worker_id: WorkerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptersFound:
+    """All adapters in a worker's folder, those that it refuses included."""
+
+    worker_id: WorkerId
+    adapters: Sequence[Adapter]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterMoved:
+    """An adapter's weights have come to a worker, or gone."""
+
+    worker_id: WorkerId
+    adapter_id: AdapterId
+    residency: Residency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time has passed; comes several times a second."""
+
+
+RequestEvent = RequestArrived | RequestCancelled | SequenceEnded
+WorkerEvent = WorkerSeen | WorkerGone | AdaptersFound | AdapterMoved
+Event = RequestEvent | WorkerEvent | Tick

@@ -1,0 +1,239 @@
+"""Decides which request runs where, and when. Pure: events and the time in, commands out."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import takewhile
+
+from anole_scheduler.core.adapter import Adapter
+from anole_scheduler.core.attendance import Attendance
+from anole_scheduler.core.cluster import Cluster
+from anole_scheduler.core.commands import Command, Done, Failure, Prefetch
+from anole_scheduler.core.drain import DrainRate
+from anole_scheduler.core.ended import EndedRequests
+from anole_scheduler.core.events import (
+    Event,
+    RequestArrived,
+    RequestCancelled,
+    RequestEvent,
+    SequenceEnded,
+    Tick,
+    WorkerEvent,
+)
+from anole_scheduler.core.ledger import Ledger
+from anole_scheduler.core.limits import Limits
+from anole_scheduler.core.placement import Placement
+from anole_scheduler.core.policy import Ordering
+from anole_scheduler.core.queues import WaitingQueue
+from anole_scheduler.core.reconcile import can_be_running
+from anole_scheduler.core.refusal import Refusal, refusal_of
+from anole_scheduler.core.registry import Registry
+from anole_scheduler.core.request import Progress, RequestState
+from anole_scheduler.core.residency import Residency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
+    """What can differ between two schedulers: the order, and the choice of a worker."""
+
+    ordering: Ordering
+    placement: Placement
+
+
+class Scheduler:
+    """All requests that have not ended, and what is believed of the workers.
+
+    handle() is the only entrance. It never waits, and its work does not grow with the number of
+    waiting requests. Every attempt that arrives is answered by exactly one Done.
+    """
+
+    def __init__(
+        self, limits: Limits, policies: Policies, adapters: Iterable[Adapter] = ()
+    ) -> None:
+        """adapters: those that an earlier scheduler has recorded."""
+        self._limits = limits
+        self._placement = policies.placement
+        self._queue = WaitingQueue(policies.ordering)
+        self._cluster = Cluster()
+        self._registry = Registry(adapters)
+        self._ended = EndedRequests(limits.max_ended)
+        self._ledger = Ledger(self._queue, self._cluster, self._ended)
+        self._attendance = Attendance(limits, self._cluster, self._registry, self._ledger)
+        self._drain = DrainRate()
+        self._first_heard_s: float | None = None
+        self._settled_s = float("-inf")
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that no worker has."""
+        return len(self._queue)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that wait or run."""
+        return len(self._ledger.requests)
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take in what has happened; what is to be done about it, in this order.
+
+        now never goes back. Tick must come several times within the shortest of the limits.
+        """
+        self._ledger.commands = []
+        if isinstance(event, Tick):
+            self._attendance.drop_silent(now)
+            self._fail_without_workers(now)
+        else:
+            self._take_in(event, now)
+        if self._queue and now >= self._settled_s:
+            self._admit(now)
+            self._prefetch(now)
+        return self._ledger.commands
+
+    def _take_in(self, event: RequestEvent | WorkerEvent, now: float) -> None:
+        if self._first_heard_s is None:
+            self._first_heard_s = now
+        match event:
+            case RequestArrived():
+                self._on_arrived(event, now)
+            case RequestCancelled():
+                progress = self._ledger.requests.get(event.request_id)
+                if progress is not None:
+                    self._ledger.cancel(progress, event.reason)
+            case SequenceEnded():
+                self._on_ended(event, now)
+            case _:
+                self._attendance.handle(event, now)
+
+    def _on_arrived(self, event: RequestArrived, now: float) -> None:
+        if not self._is_news(event, now):
+            return
+        request = event.request
+        progress = Progress(request=request, arrived_s=now, redelivered=event.redelivered)
+        self._ledger.open(progress)
+        runner = self._cluster.runner_of(request.request_id) if event.redelivered else None
+        if runner is not None and can_be_running(progress, self._ended):
+            self._ledger.adopt(progress, runner, now)
+            return
+        refusal = refusal_of(request, self._cluster.workers, self._registry)
+        if refusal is None and self._is_full(event):
+            refusal = self._full(now)
+        if refusal is not None:
+            self._ledger.fail(progress, refusal)
+            return
+        self._queue.push(progress)
+        if event.redelivered:
+            self._let_workers_speak_first(now)
+
+    def _is_news(self, event: RequestArrived, now: float) -> bool:
+        """Whether the attempt is to be taken up; an older one that it replaces is ended.
+
+        A second delivery of an attempt that waits or runs changes nothing here: the shell keeps
+        the newer delivery to acknowledge.
+        """
+        request_id, attempt = event.request.request_id, event.request.attempt
+        known = self._ledger.requests.get(request_id)
+        if known is not None and attempt == known.request.attempt:
+            return False
+        is_older = known is not None and attempt < known.request.attempt
+        if is_older or self._ended.covers(request_id, attempt):
+            self._ledger.commands.append(Done(request_id=request_id, attempt=attempt))
+            return False
+        if known is not None:
+            self._ledger.supersede(known, now)
+        return True
+
+    def _is_full(self, event: RequestArrived) -> bool:
+        """Whether there is no place; who was accepted before needs none in the queue."""
+        if self.num_unfinished > self._limits.max_unfinished:
+            return True
+        is_new = not event.redelivered and event.request.attempt == 0
+        return is_new and self.num_waiting >= self._limits.max_waiting
+
+    def _full(self, now: float) -> Refusal:
+        retry_after_s = self._drain.wait_s(self.num_waiting, now)
+        return Refusal(
+            failure=Failure.QUEUE_FULL,
+            message=f"{self.num_waiting} requests wait already and no more can; try again in "
+            f"about {retry_after_s:.0f} s (operators: add workers, or raise "
+            "ANOLE_SCHEDULER_MAX_WAITING and _MAX_UNFINISHED)",
+            retry_after_s=retry_after_s,
+        )
+
+    def _let_workers_speak_first(self, now: float) -> None:
+        """Soon after a start, what comes a second time may run already: admit nothing yet."""
+        assert self._first_heard_s is not None
+        if now < self._first_heard_s + self._limits.settle_s:
+            self._settled_s = self._first_heard_s + self._limits.settle_s
+
+    def _on_ended(self, event: SequenceEnded, now: float) -> None:
+        worker = self._cluster.get(event.worker_id)
+        if worker is not None:
+            worker.forget_foreign(event.request_id)
+        progress = self._ledger.requests.get(event.request_id)
+        if progress is None:
+            # The request itself may yet be delivered again: it has had its answer.
+            self._ended.add(event.request_id, event.attempt)
+            return
+        is_elsewhere = progress.worker_id not in {None, event.worker_id}
+        if is_elsewhere or event.attempt != progress.request.attempt:
+            return
+        self._drain.note_end(now)
+        is_aborting = progress.state is RequestState.ABORTING
+        ending = RequestState.ABORTED if is_aborting else RequestState.FINISHED
+        self._ledger.end(progress, ending)
+
+    def _fail_without_workers(self, now: float) -> None:
+        timeout_s = self._limits.no_worker_timeout_s
+        if self._cluster.workers or now - self._cluster.empty_since_s < timeout_s:
+            return
+        waiting = self._ledger.requests.values()  # without workers none of them runs
+        due = list(takewhile(lambda progress: now - progress.arrived_s >= timeout_s, waiting))
+        refusal = Refusal(
+            failure=Failure.NO_WORKER,
+            message=f"no worker has been there for {timeout_s:.0f} s: start one, and check that "
+            "it uses the same ANOLE_AMQP_URL as the scheduler",
+            retry_after_s=max(timeout_s, 1.0),
+        )
+        for progress in due:
+            self._ledger.fail(progress, refusal)
+
+    def _admit(self, now: float) -> None:
+        """Serve the head for as long as it finds a worker, or turns out never to."""
+        while (progress := self._queue.head()) is not None:
+            worker = self._placement.choose(progress.request, self._cluster.workers)
+            if worker is not None:
+                self._ledger.start(progress, worker, now)
+                continue
+            refusal = refusal_of(progress.request, self._cluster.workers, self._registry)
+            if refusal is None:
+                return
+            self._ledger.fail(progress, refusal)
+
+    def _prefetch(self, now: float) -> None:
+        """Have adapters loaded early that the next requests need and no worker has."""
+        workers = self._cluster.workers
+        for progress in self._queue.first(self._limits.max_prefetch):
+            request, adapter_id = progress.request, progress.request.adapter_id
+            if adapter_id is None or progress.is_prefetched:
+                continue
+            if any(worker.residency(adapter_id) is not Residency.ABSENT for worker in workers):
+                continue
+            able = (worker for worker in workers if worker.can_ever_run(request))
+            worker = min(able, key=lambda worker: worker.load, default=None)
+            if worker is None:
+                continue
+            progress.is_prefetched = True
+            worker.expect(adapter_id, now)
+            self._ledger.commands.append(
+                Prefetch(
+                    worker_id=worker.worker_id,
+                    adapter_id=adapter_id,
+                    request_id=request.request_id,
+                )
+            )
+
+    def check_invariants(self) -> None:
+        """Assert what must hold between any two events; looks at everything."""
+        self._cluster.check_invariants()
+        self._ledger.check_invariants()
+        assert self.num_unfinished <= self._limits.max_unfinished
+        assert len(self._ended) <= self._limits.max_ended

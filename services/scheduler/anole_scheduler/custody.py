@@ -1,0 +1,111 @@
+"""Requests that the broker still holds for us, and the spans of their waiting."""
+
+from dataclasses import dataclass
+
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+
+from anole_scheduler.core.residency import Residency
+from anole_shared.bus import Delivery
+from anole_shared.ids import RequestId, WorkerId
+from anole_shared.messages import FailureCode, RequestSubmitted
+from anole_shared.telemetry import Attribute, SpanName, context_of, headers_of
+
+
+@dataclass(slots=True, kw_only=True)
+class Held:
+    """One attempt whose delivery is not acknowledged yet."""
+
+    submitted: RequestSubmitted
+    deliveries: list[Delivery]
+    """The newest last; the others came over connections that are gone."""
+    span: Span
+    is_waiting: bool = True
+    """Whether the span is open."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What makes the worker's and the gateway's spans follow the wait."""
+        return headers_of(self.span)
+
+
+class Custody:
+    """Keeps each delivery until its attempt is done, and tells the trace how long it waited."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._held: dict[tuple[RequestId, int], Held] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    async def hold(
+        self, delivery: Delivery, submitted: RequestSubmitted, queue_length: int
+    ) -> None:
+        """Keep a delivery.
+
+        What the broker delivers again replaces the delivery it gave before. A second copy, which a
+        gateway sends when it got no confirmation of the first, is not needed.
+        """
+        key = (submitted.request_id, submitted.attempt)
+        held = self._held.get(key)
+        if held is None:
+            span = self._start_span(delivery, submitted, queue_length)
+            self._held[key] = Held(submitted=submitted, deliveries=[delivery], span=span)
+        elif delivery.redelivered:
+            held.deliveries.append(delivery)
+        else:
+            await delivery.ack()
+
+    def _start_span(
+        self, delivery: Delivery, submitted: RequestSubmitted, queue_length: int
+    ) -> Span:
+        span = self._tracer.start_span(
+            SpanName.QUEUE, context=context_of(delivery.headers), kind=SpanKind.CONSUMER
+        )
+        span.set_attribute(Attribute.REQUEST_ID, submitted.request_id)
+        span.set_attribute(Attribute.ATTEMPT, submitted.attempt)
+        span.set_attribute(Attribute.QUEUE_LENGTH, queue_length)
+        if submitted.adapter_id is not None:
+            span.set_attribute(Attribute.ADAPTER, submitted.adapter_id)
+        return span
+
+    def get(self, request_id: RequestId, attempt: int) -> Held:
+        """What is held of an attempt that is not done."""
+        return self._held[request_id, attempt]
+
+    def admitted(
+        self, request_id: RequestId, attempt: int, worker_id: WorkerId, residency: Residency | None
+    ) -> None:
+        """The wait is over; residency is that of its adapter at the worker, where known."""
+        held = self._held[request_id, attempt]
+        if held.is_waiting:
+            held.span.set_attribute(Attribute.WORKER, worker_id)
+            if residency is not None:
+                held.span.set_attribute(Attribute.ADAPTER_HIT, residency is Residency.RESIDENT)
+            self._end_span(held)
+
+    def failed(self, request_id: RequestId, attempt: int, code: FailureCode, message: str) -> None:
+        """There is no (further) answer; an error of the wait only if it still waited."""
+        held = self._held[request_id, attempt]
+        if held.is_waiting:
+            held.span.set_attribute(Attribute.ERROR_TYPE, code)
+            held.span.set_status(Status(StatusCode.ERROR, message))
+            self._end_span(held)
+
+    async def done(self, request_id: RequestId, attempt: int) -> None:
+        """Acknowledge: the broker may forget the request."""
+        held = self._held.pop((request_id, attempt))
+        self._end_span(held)
+        for delivery in held.deliveries:
+            await delivery.ack()
+
+    def close(self) -> None:
+        """Acknowledge nothing: what is held goes back to the broker for the next scheduler."""
+        for held in self._held.values():
+            self._end_span(held)
+        self._held.clear()
+
+    def _end_span(self, held: Held) -> None:
+        if held.is_waiting:
+            held.is_waiting = False
+            held.span.end()

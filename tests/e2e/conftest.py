@@ -1,0 +1,77 @@
+"""The two ways of running Anole, each started once a session; every API test runs on both."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from tests.e2e.otlp import OtlpReceiver
+from tests.e2e.stack import Stack, make_adapter_folder
+from tests.servers import RabbitMQ, Redis
+
+
+@pytest.fixture(scope="session")
+def otlp() -> Iterator[OtlpReceiver]:
+    receiver = OtlpReceiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """`anole up`: everything in one process."""
+    folder = tmp_path_factory.mktemp("embedded")
+    make_adapter_folder(folder / "adapters")
+    stack = Stack(folder, [["up"]], {})
+    try:
+        stack.start()
+        yield stack
+    finally:
+        statuses = stack.stop()
+    assert statuses == {"up": 0}, stack.logs()
+
+
+@pytest.fixture(scope="session")
+def processes(
+    tmp_path_factory: pytest.TempPathFactory,
+    rabbitmq: RabbitMQ,
+    redis: Redis,
+    otlp: OtlpReceiver,
+) -> Iterator[Stack]:
+    """Four processes over RabbitMQ and Redis, which send their traces to a receiver."""
+    folder = tmp_path_factory.mktemp("processes")
+    make_adapter_folder(folder / "adapters")
+    variables = {
+        "ANOLE_AMQP_URL": rabbitmq.url,
+        "ANOLE_REDIS_URL": redis.url,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": otlp.url,
+    }
+    commands = [["memd"], ["worker"], ["scheduler"], ["gateway"]]
+    stack = Stack(folder, commands, variables)
+    try:
+        stack.start()
+        yield stack
+    finally:
+        statuses = stack.stop()
+    assert set(statuses.values()) == {0}, stack.logs()
+
+
+@pytest.fixture(params=["embedded", "processes"])
+def stack(request: pytest.FixtureRequest) -> Stack:
+    """Anole, in either way."""
+    found: Stack = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[OpenAI]:
+    """The SDK that users have, pointed at it."""
+    with OpenAI(base_url=f"{stack.url}/v1", api_key="unused", max_retries=0) as found:
+        yield found
+
+
+@pytest.fixture
+async def async_client(stack: Stack) -> AsyncIterator[AsyncOpenAI]:
+    """The same for tests that talk a lot at once."""
+    async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="unused", max_retries=0) as found:
+        yield found

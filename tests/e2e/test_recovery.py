@@ -1,0 +1,62 @@
+"""A worker that dies takes no answer with it."""
+
+import socket
+import time
+
+import pytest
+from openai import OpenAI
+
+from tests.e2e.stack import BASE, Stack
+
+pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(180)]
+
+
+def wait_for_workers(stack: Stack, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(stack.running_sequences()) != count:
+        assert time.monotonic() < deadline, f"never {count} workers:\n{stack.logs()}"
+        time.sleep(0.3)
+
+
+def busy_worker(stack: Stack) -> str:
+    """The name of the process that runs a sequence."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        busy = [worker for worker, count in stack.running_sequences().items() if count]
+        for name, process in stack.processes.items():
+            if f"{socket.gethostname()}-{process.pid}" in busy:
+                return name
+        time.sleep(0.1)
+    raise AssertionError(f"no worker is busy:\n{stack.logs()}")
+
+
+def test_a_stream_goes_on_when_its_worker_is_killed(processes: Stack) -> None:
+    """The other worker goes on behind the tokens that the client has; none comes twice."""
+    processes.spawn(["worker"], name="second worker")
+    wait_for_workers(processes, 2)
+    question = {"role": "user", "content": "Tell me about the sea."}
+    request = {"model": BASE, "messages": [question], "max_tokens": 200, "temperature": 0}
+    with OpenAI(base_url=f"{processes.url}/v1", api_key="unused", max_retries=0) as client:
+        answer = client.chat.completions.create(  # type: ignore[call-overload]
+            **request,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+        pieces: list[str] = []
+        usage = None
+        is_killed = False
+        for chunk in answer:
+            pieces += [choice.delta.content or "" for choice in chunk.choices]
+            usage = chunk.usage or usage
+            if len(pieces) > 20 and not is_killed:
+                processes.kill(busy_worker(processes))
+                is_killed = True
+        assert is_killed
+        assert usage is not None
+        assert usage.completion_tokens == 200
+        alone = client.chat.completions.create(  # type: ignore[call-overload]
+            **request, extra_body={"ignore_eos": True}
+        )
+    text = "".join(pieces)
+    assert text[:400] == alone.choices[0].message.content[:400]

@@ -1,0 +1,51 @@
+"""A worker as the scheduler's core meets it: what it runs, and what it reports."""
+
+from dataclasses import dataclass, field
+
+from anole_scheduler.core.events import AdapterMoved, WorkerSeen
+from anole_scheduler.core.request import Request
+from anole_scheduler.core.residency import Residency
+from anole_scheduler.core.worker import Capacity
+from anole_shared.units import div_ceil
+
+
+@dataclass
+class FakeWorker:
+    """Runs sequences in the order in which it got them, as many as its seats and blocks allow."""
+
+    name: str
+    capacity: Capacity
+    sequences: dict[str, Request] = field(default_factory=dict)
+    resident: set[str] = field(default_factory=set)
+    aborting: set[str] = field(default_factory=set)
+    is_muted: bool = False
+    loses_next: bool = False
+
+    def started(self) -> list[Request]:
+        started: list[Request] = []
+        free = self.capacity.num_blocks
+        for sequence in self.sequences.values():
+            free -= div_ceil(sequence.max_len, self.capacity.block_size)
+            if free < 0 or len(started) == self.capacity.max_num_seqs:
+                break
+            started.append(sequence)
+        return started
+
+    def num_free_blocks(self) -> int:
+        size = self.capacity.block_size
+        return self.capacity.num_blocks - sum(
+            div_ceil(sequence.max_len, size) for sequence in self.started()
+        )
+
+    def report(self) -> WorkerSeen:
+        return WorkerSeen(
+            worker_id=self.name,
+            model="tiny",
+            capacity=self.capacity,
+            running=tuple(self.sequences),
+            num_free_blocks=self.num_free_blocks(),
+            resident=tuple(sorted(self.resident)),
+        )
+
+    def moved(self, adapter_id: str, residency: Residency) -> AdapterMoved:
+        return AdapterMoved(worker_id=self.name, adapter_id=adapter_id, residency=residency)
