@@ -1,5 +1,7 @@
+import psutil
 import torch
 
+from anole_shared.units import MiB
 from anole_worker.runtime.kv_cache import KvCache
 from tests.unit.worker.peft_folders import SHAPE
 
@@ -27,3 +29,16 @@ def test_bytes_per_token_is_what_the_pool_takes() -> None:
     keys, values = cache.read(0, torch.arange(12))
     assert KvCache.bytes_per_token(SHAPE) * 12 == SHAPE.num_layers * (keys.nbytes + values.nbytes)
     assert KvCache.bytes_per_token(SHAPE, torch.bfloat16) * 2 == KvCache.bytes_per_token(SHAPE)
+
+
+def test_a_pool_takes_memory_only_as_it_is_written() -> None:
+    before = resident_bytes()
+    pool_bytes = 512 * MiB
+    num_blocks = pool_bytes // (KvCache.bytes_per_token(SHAPE) * 16)
+    cache = KvCache(SHAPE, num_blocks=num_blocks, block_size=16)
+    assert resident_bytes() - before < pool_bytes / 10
+    assert cache.num_blocks == num_blocks
+
+
+def resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)

@@ -6,6 +6,8 @@ axis, which copies whole rows of head_dim: on a CPU several times faster than ga
 layout that has the block as its first axis, and it leaves nothing to transpose.
 """
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,7 +32,7 @@ class KvCache:
         self.block_size = block_size
         self._num_kv_heads = shape.num_kv_heads
         size = (2 * shape.num_kv_heads, num_blocks * block_size, shape.head_dim)
-        self._layers = tuple(torch.zeros(size, dtype=dtype) for _ in range(shape.num_layers))
+        self._layers = tuple(_untouched(size, dtype) for _ in range(shape.num_layers))
 
     @staticmethod
     def bytes_per_token(shape: ModelShape, dtype: torch.dtype = torch.float32) -> int:
@@ -51,3 +53,9 @@ class KvCache:
         """Copies of the keys and of the values in the slots, each [kv_heads, slots, head_dim]."""
         both = self._layers[layer].index_select(1, slots)
         return both[: self._num_kv_heads], both[self._num_kv_heads :]
+
+
+def _untouched(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take memory only once written; torch.zeros writes all of them at once."""
+    num_bytes = math.prod(size) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(size)
