@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from anole_cli.flags import read
-from anole_cli.services import GROUPS
+from anole_cli.groups import GROUPS
 from anole_gateway.settings import GatewaySettings
 from anole_shared.clock import SystemClock
 from anole_shared.errors import AnoleError, ConfigurationError

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from anole_cli import adapters, chat, doctor, health, up
+from anole_cli import adapters, chat, doctor, health
 from anole_cli.flags import add_flags, read, secrets_note
-from anole_cli.services import GROUPS, serve
+from anole_cli.groups import GROUPS
 from anole_shared import logs
 from anole_shared.errors import AnoleError, ConfigurationError
 from anole_shared.settings import CommonSettings, unknown_variables
@@ -95,11 +95,16 @@ def _add(
 
 
 def _add_up(commands: Commands) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from anole_cli import up  # late: RabbitMQ, Redis and traces take half a second
+
+        return up.run(arguments)
+
     parser = _add(
         commands,
         "up",
         "run all four services",
-        up.run,
+        run,
         "\nWithout ANOLE_AMQP_URL and ANOLE_REDIS_URL they share one process, and nothing else\n"
         "needs to be installed. With both set, each runs as a process of its own over RabbitMQ\n"
         "and Redis, and more workers can join from other hosts (`anole worker`).\n",
@@ -112,8 +117,12 @@ def _add_up(commands: Commands) -> None:
 
 def _add_service(commands: Commands, kind: str, what: str) -> None:
     def run(arguments: argparse.Namespace) -> int:
+        from anole_cli.services import serve
+
         common = read(CommonSettings, arguments)
-        if kind != "memd" and (common.amqp_url is None or common.redis_url is None):
+        if kind == "memd":  # it talks to neither
+            common = common.model_copy(update={"amqp_url": None, "redis_url": None})
+        elif common.amqp_url is None or common.redis_url is None:
             raise ConfigurationError(
                 f"a {kind} on its own needs ANOLE_AMQP_URL and ANOLE_REDIS_URL; `anole up` runs "
                 "all services in one process without them"

@@ -10,24 +10,17 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 from anole_cli.flags import read
+from anole_cli.groups import GROUPS
 from anole_cli.models import model_dir
 from anole_gateway.settings import GatewaySettings
 from anole_memd.settings import MemdSettings
 from anole_scheduler.settings import SchedulerSettings
 from anole_shared.lifecycle import Resources, Service, resources, run_services, stop_on_signals
-from anole_shared.settings import CommonSettings, Settings
+from anole_shared.settings import CommonSettings
 from anole_shared.telemetry import Telemetry
 from anole_worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
-
-GROUPS: dict[str, type[Settings]] = {
-    "memd": MemdSettings,
-    "worker": WorkerSettings,
-    "scheduler": SchedulerSettings,
-    "gateway": GatewaySettings,
-}
-"""The services in the order in which they lean on each other, and each one's settings."""
 
 Builder = Callable[[CommonSettings, argparse.Namespace, Resources, Telemetry], Service]
 

@@ -7,9 +7,10 @@ from functools import partial
 import orjson
 
 from anole_cli.flags import read
+from anole_cli.groups import GROUPS
 from anole_cli.http import get, wait_until_ready
 from anole_cli.models import model_dir
-from anole_cli.services import GROUPS, private_socket, remove_private_socket, serve, supervise
+from anole_cli.services import private_socket, remove_private_socket, serve, supervise
 from anole_gateway.settings import GatewaySettings
 from anole_shared.errors import ConfigurationError
 from anole_shared.settings import CommonSettings, child_environment

@@ -197,12 +197,22 @@ def test_a_worker_that_can_hold_nothing_is_refused(nothing: str) -> None:
     assert kinds(play.seen("w1", capacity=replace(CAPACITY, **{nothing: 0}))) == ["RefuseWorker"]
 
 
-def test_only_new_and_changed_adapters_are_recorded() -> None:
+def test_the_first_workers_folder_is_recorded_whole_for_a_store_that_lost_it() -> None:
     play = Playbook(adapters=(adapter("a"),))
     play.seen("w1")
-    assert play.found(adapter("a"), adapter("b")) == [RecordAdapter(adapter=adapter("b"))]
+    whole = [RecordAdapter(adapter=adapter("a")), RecordAdapter(adapter=adapter("b"))]
+    assert play.found(adapter("a"), adapter("b")) == whole
+    assert play.found(adapter("a"), adapter("b")) == whole
+
+
+def test_of_other_workers_only_new_and_changed_adapters_are_recorded() -> None:
+    play = Playbook(adapters=(adapter("a"),))
+    play.seen("w1")
+    play.seen("w2")
+    play.found(adapter("a"), adapter("b"))
+    assert play.found(adapter("a"), adapter("b"), worker="w2") == []
     changed = adapter("a", generation="2")
-    assert play.found(changed, adapter("b")) == [RecordAdapter(adapter=changed)]
+    assert play.found(changed, adapter("b"), worker="w2") == [RecordAdapter(adapter=changed)]
 
 
 def test_adapters_told_before_the_first_report_are_learnt_with_it() -> None:
