@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from anole_cli.flags import read
 from anole_cli.groups import GROUPS
+from anole_cli.http import port_fault
 from anole_gateway.settings import GatewaySettings
 from anole_shared.clock import SystemClock
 from anole_shared.errors import AnoleError, ConfigurationError
@@ -240,15 +241,10 @@ def check_memd(arguments: argparse.Namespace) -> Iterator[Finding]:
 def check_port(arguments: argparse.Namespace) -> Iterator[Finding]:
     """The gateway's port is free, or a gateway of ours holds it."""
     settings = read(GatewaySettings, arguments)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as fault:
-            where = f"{settings.host}:{settings.port}"
-            what = f"the gateway cannot listen on {where}: {fault.strerror}"
-            yield Finding(Verdict.NOTE, what, "fine if Anole runs already; else --port another")
-            return
+    fault = port_fault(settings)
+    if fault is not None:
+        yield Finding(Verdict.NOTE, fault, "fine if Anole runs already; else --port another")
+        return
     yield Finding(Verdict.GOOD, f"port {settings.port} is free")
 
 

@@ -6,9 +6,12 @@ import socket
 import sys
 
 from anole_cli.flags import read
+from anole_cli.http import get, url_of
 from anole_gateway.settings import GatewaySettings
+from anole_shared.codec import decode_record
 from anole_shared.errors import AnoleError
 from anole_shared.keys import Collection
+from anole_shared.messages import ServiceRecord
 from anole_shared.settings import CommonSettings
 
 
@@ -33,10 +36,7 @@ def _check(arguments: argparse.Namespace, common: CommonSettings) -> str:
                 f"{status.num_leases} leases, {status.leased_bytes} of {status.total_bytes} bytes"
             )
         case "gateway":
-            from anole_cli.http import get
-
-            port = read(GatewaySettings, arguments).port
-            answer = asyncio.run(get(f"http://127.0.0.1:{port}", "/health"))
+            answer = asyncio.run(get(url_of(read(GatewaySettings, arguments)), "/health"))
             return str(answer.get("status", "ok"))
         case service:
             return asyncio.run(_lease_of(service, common))
@@ -53,8 +53,9 @@ async def _lease_of(service: str, common: CommonSettings) -> str:
         records = await store.all(Collection.SERVICES)
     finally:
         await store.close()
-    prefix = f"{service}:{socket.gethostname()}-"
-    alive = sorted(record_id for record_id in records if record_id.startswith(prefix))
-    if not alive:
-        raise AnoleError(f"no live {service} of host {socket.gethostname()} in the store")
-    return alive[0]
+    alive = [decode_record(ServiceRecord, body) for body in records.values()]
+    host = socket.gethostname()
+    found = [one.service_id for one in alive if (one.kind, one.host) == (service, host)]
+    if not found:
+        raise AnoleError(f"no live {service} of host {host} in the store")
+    return found[0]

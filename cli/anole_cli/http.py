@@ -4,16 +4,34 @@ aiohttp comes with the gateway's extra and is imported late: the other services 
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 
+from anole_gateway.settings import GatewaySettings
 from anole_shared.errors import AnoleError
 
 
 class GatewayCallFailed(AnoleError):
     """The gateway did not answer, or answered with an error."""
+
+
+def url_of(settings: GatewaySettings) -> str:
+    """Where a gateway with these settings is reached from its own host."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def port_fault(settings: GatewaySettings) -> str | None:
+    """Why a gateway with these settings cannot listen, if so."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as fault:
+        return f"the gateway cannot listen on {settings.host}:{settings.port}: {fault.strerror}"
+    return None
 
 
 async def wait_until_ready(url: str) -> None:

@@ -117,6 +117,7 @@ def _add_up(commands: Commands) -> None:
 
 def _add_service(commands: Commands, kind: str, what: str) -> None:
     def run(arguments: argparse.Namespace) -> int:
+        from anole_cli.models import resolved
         from anole_cli.services import serve
 
         common = read(CommonSettings, arguments)
@@ -127,6 +128,8 @@ def _add_service(commands: Commands, kind: str, what: str) -> None:
                 f"a {kind} on its own needs ANOLE_AMQP_URL and ANOLE_REDIS_URL; `anole up` runs "
                 "all services in one process without them"
             )
+        if kind in {"worker", "gateway"}:
+            common = resolved(common)
 
         async def on_ready() -> None:
             log.info("%s is ready", kind)

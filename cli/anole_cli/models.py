@@ -11,6 +11,25 @@ _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 """What is taken from a hub: never a pickle."""
 
 
+def resolved(settings: CommonSettings) -> CommonSettings:
+    """The settings with the model as a folder of this machine, and a name for it.
+
+    Takes minutes where the model must be made or downloaded first, so call it before any event
+    loop runs. Clients call a model from a hub by its id, any other by its folder's name.
+
+    Raises:
+        ConfigurationError: there is no such model, and what to do about it.
+    """
+    folder = model_dir(settings)
+    name = settings.model_name or (settings.model if is_hub_id(settings.model) else folder.name)
+    return settings.model_copy(update={"model": str(folder), "model_name": name})
+
+
+def is_hub_id(model: str | None) -> bool:
+    """Whether this names a model in a hub, and no folder here."""
+    return bool(model and _HUB_ID.fullmatch(model) and not Path(model).expanduser().is_dir())
+
+
 def model_dir(settings: CommonSettings) -> Path:
     """The folder of the base model; converts or downloads it where that is needed.
 
@@ -27,7 +46,7 @@ def model_dir(settings: CommonSettings) -> Path:
                 "(config.json, model.safetensors, tokenizer.json)"
             )
         return folder.resolve()
-    if _HUB_ID.fullmatch(settings.model):
+    if is_hub_id(settings.model):
         return _from_hub(settings.model, settings.cache_dir)
     raise ConfigurationError(
         f"no folder {settings.model!r}: give --model a local Hugging Face folder or a hub id "

@@ -2,8 +2,10 @@
 
 import argparse
 import asyncio
+import ctypes
 import logging
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
@@ -11,7 +13,6 @@ from pathlib import Path
 
 from anole_cli.flags import read
 from anole_cli.groups import GROUPS
-from anole_cli.models import model_dir
 from anole_gateway.settings import GatewaySettings
 from anole_memd.settings import MemdSettings
 from anole_scheduler.settings import SchedulerSettings
@@ -39,7 +40,7 @@ def _worker(
     from anole_worker.app import WorkerService
 
     settings = read(WorkerSettings, arguments)
-    return WorkerService(common, settings, given, telemetry, model_dir(common))
+    return WorkerService(common, settings, given, telemetry, Path(common.model or ""))
 
 
 def _scheduler(
@@ -56,8 +57,13 @@ def _gateway(
     from anole_gateway.app import GatewayService
 
     settings = read(GatewaySettings, arguments)
-    return GatewayService(common, settings, given, telemetry, model_dir(common))
+    return GatewayService(common, settings, given, telemetry, Path(common.model or ""))
 
+
+Process = asyncio.subprocess.Process
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 Announce = Callable[[], Coroutine[None, None, None]]
 
@@ -109,45 +115,57 @@ def remove_private_socket(path: Path) -> None:
     shutil.rmtree(path.parent, ignore_errors=True)
 
 
-async def supervise(variables: dict[str, str], *, announce: Announce) -> int:
+async def supervise(variables: dict[str, str], *, announce: Announce, stop_within_s: float) -> int:
     """Run one process a service until a signal, or until one of them ends; the exit status.
 
-    variables: the whole environment of the children.
+    variables: the whole environment of the children. They end with this process, however it ends.
     """
     stop = asyncio.Event()
     stop_on_signals(stop)
-    children = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "anole_cli", kind, env=variables, start_new_session=True
-        )
-        for kind in GROUPS
-    ]
+    children: dict[str, Process] = {}
     try:
+        for kind in GROUPS:
+            children[kind] = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "anole_cli",
+                kind,
+                env=variables,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
         async with asyncio.TaskGroup() as tasks:
-            ends = [tasks.create_task(child.wait()) for child in children]
+            ends = [tasks.create_task(child.wait()) for child in children.values()]
             stopping = tasks.create_task(stop.wait())
             announcing = tasks.create_task(announce())
             await asyncio.wait([*ends, stopping], return_when=asyncio.FIRST_COMPLETED)
             announcing.cancel()
             stopping.cancel()
-            await _end(children)
+            await _end(children, stop_within_s)
     finally:
-        for child in children:
+        for child in children.values():
             if child.returncode is None:
                 child.kill()
     return 0 if stop.is_set() else 1
 
 
-async def _end(children: Sequence[asyncio.subprocess.Process]) -> None:
+async def _end(children: dict[str, Process], within_s: float) -> None:
     """End the children, the one that leans on the others first; kill what takes too long."""
-    for kind, child in reversed(list(zip(GROUPS, children, strict=True))):
+    for kind, child in children.items():
         if child.returncode is not None:
-            log.info("%s has ended with status %d", kind, child.returncode)
+            log.error("%s has ended with status %d: stopping the rest", kind, child.returncode)
+    for kind, child in reversed(children.items()):
+        if child.returncode is not None:
             continue
         child.terminate()
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(within_s):
                 await child.wait()
         except TimeoutError:
             log.warning("%s did not stop in time: killed", kind)
             child.kill()
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent is gone (prctl(2))."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -2,18 +2,24 @@
 
 import argparse
 import asyncio
+import logging
 from functools import partial
 
 import orjson
 
 from anole_cli.flags import read
 from anole_cli.groups import GROUPS
-from anole_cli.http import get, wait_until_ready
-from anole_cli.models import model_dir
+from anole_cli.http import get, port_fault, url_of, wait_until_ready
+from anole_cli.models import resolved
 from anole_cli.services import private_socket, remove_private_socket, serve, supervise
 from anole_gateway.settings import GatewaySettings
-from anole_shared.errors import ConfigurationError
+from anole_shared.errors import AnoleError, ConfigurationError
 from anole_shared.settings import CommonSettings, child_environment
+
+log = logging.getLogger(__name__)
+
+_STOP_S = 10.0
+"""What a service may take to stop, beside draining."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,40 +30,36 @@ def run(arguments: argparse.Namespace) -> int:
             "only one of ANOLE_AMQP_URL and ANOLE_REDIS_URL is set: set both (one process a "
             "service) or none (all in one process)"
         )
-    model = model_dir(common)
-    name = common.model_name or model.name
+    gateway = read(GatewaySettings, arguments)
+    if gateway.port == 0:
+        raise ConfigurationError("`anole up` tells where it listens: give --port a number")
+    fault = port_fault(gateway)
+    if fault is not None:
+        raise ConfigurationError(f"{fault}; give another --port, or stop what listens there")
+    common = resolved(common)
     socket = private_socket()
+    if "memd_socket" not in common.model_fields_set:
+        common = common.model_copy(update={"memd_socket": socket})
+    announce = partial(_announce, url_of(gateway), common.model_name or "")
     try:
-        updated = read(CommonSettings, arguments, memd_socket=socket, model=str(model))
         if common.amqp_url is None:
-            return _embedded(updated, arguments, name)
-        return _supervised(updated, arguments, name)
+            asyncio.run(serve(list(GROUPS), common, arguments, on_ready=announce))
+            return 0
+        variables = child_environment([common, *(read(g, arguments) for g in GROUPS.values())])
+        stop_within_s = gateway.drain_s + _STOP_S
+        return asyncio.run(supervise(variables, announce=announce, stop_within_s=stop_within_s))
     finally:
         remove_private_socket(socket)
-
-
-def _embedded(common: CommonSettings, arguments: argparse.Namespace, name: str) -> int:
-    announce = partial(_announce, _url(arguments), name)
-    asyncio.run(serve(list(GROUPS), common, arguments, on_ready=announce))
-    return 0
-
-
-def _supervised(common: CommonSettings, arguments: argparse.Namespace, name: str) -> int:
-    groups = [read(group, arguments) for group in GROUPS.values()]
-    announce = partial(_announce, _url(arguments), name)
-    return asyncio.run(supervise(child_environment([common, *groups]), announce=announce))
-
-
-def _url(arguments: argparse.Namespace) -> str:
-    gateway = read(GatewaySettings, arguments)
-    host = "127.0.0.1" if gateway.host in {"0.0.0.0", "::"} else gateway.host  # noqa: S104
-    return f"http://{host}:{gateway.port}"
 
 
 async def _announce(url: str, name: str) -> None:
     """As soon as it answers, say where it is and what to type."""
     await wait_until_ready(url)
-    models = [model["id"] for model in (await get(url, "/v1/models"))["data"]]
+    try:
+        models = [model["id"] for model in (await get(url, "/v1/models"))["data"]]
+    except AnoleError as fault:
+        log.warning("Anole listens at %s, but: %s", url, fault)
+        return
     adapters = [model for model in models if model != name]
     lines = [f"\nAnole is ready at {url}", f"models: {', '.join(models)}\n"]
     for model in (name, adapters[-1] if adapters else name):

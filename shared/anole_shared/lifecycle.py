@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ async def _either(first: asyncio.Event, second: asyncio.Event) -> None:
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:
-    """SIGINT and SIGTERM set stop; a second one kills as usual."""
+    """SIGINT, SIGTERM and SIGHUP (a closed terminal) set stop; a second one acts as usual."""
     loop = asyncio.get_running_loop()
 
     def on_signal(number: signal.Signals) -> None:
@@ -104,14 +105,21 @@ def stop_on_signals(stop: asyncio.Event) -> None:
         stop.set()
         loop.remove_signal_handler(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, on_signal, number)
 
 
 async def keep_alive(given: Resources, kind: str, service_id: str, stop: asyncio.Event) -> None:
     """Renew this service's record in the store until stop, then remove it."""
     record_id = f"{kind}:{service_id}"
-    record = encode(ServiceRecord(kind=kind, service_id=service_id, started_s=given.clock.wall()))
+    record = encode(
+        ServiceRecord(
+            kind=kind,
+            service_id=service_id,
+            host=socket.gethostname(),
+            started_s=given.clock.wall(),
+        )
+    )
     while not stop.is_set():
         try:
             await given.store.put(Collection.SERVICES, record_id, record, ttl_s=LEASE_S)

@@ -44,7 +44,11 @@ class GatewaySettings(Settings):
         "that nothing between here and the client gives the connection up.",
     )
     drain_s: float = Field(
-        default=10.0, ge=0, description="How long running completions may go on after a stop."
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="How long running completions may go on after a stop. Whoever stops the "
+        "gateway (docker's stop_grace_period, say) must wait longer than that.",
     )
     retry_after_s: float = Field(
         default=1.0, gt=0, description="What Retry-After says where nobody knows better."

@@ -65,5 +65,6 @@ class ServiceRecord:
 
     kind: str
     service_id: str
+    host: str
     started_s: float
     """Unix time of its start."""

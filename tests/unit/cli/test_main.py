@@ -1,10 +1,12 @@
 """The command line as a newcomer types it."""
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from anole_cli.main import main
+from tests.servers import free_port
 
 COMMANDS = (
     "up",
@@ -68,10 +70,25 @@ def test_a_bad_setting_stops_the_start_with_its_name(capsys: pytest.CaptureFixtu
 def test_a_model_that_is_not_there_says_what_to_give(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["up", "--model", str(tmp_path / "nothing")]) == 1
+    port = ["--port", str(free_port())]
+    assert main(["up", *port, "--model", str(tmp_path / "nothing")]) == 1
     assert "give --model a local Hugging Face folder" in capsys.readouterr().err
-    assert main(["up", "--model", str(tmp_path)]) == 1
+    assert main(["up", *port, "--model", str(tmp_path)]) == 1
     assert "config.json" in capsys.readouterr().err
+
+
+def test_a_taken_port_stops_the_start_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["up", "--port", port]) == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_up_wants_a_port_that_it_can_tell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--port", "0"]) == 1
+    assert "give --port a number" in capsys.readouterr().err
 
 
 def test_chat_without_a_gateway_says_how_to_start_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from anole_shared.store import Store
 from anole_shared.store_memory import MemoryStore
 from tests.unit.gateway.harness import serving
 
-SCHEDULER = ServiceRecord(kind="scheduler", service_id="s0", started_s=0)
+SCHEDULER = ServiceRecord(kind="scheduler", service_id="s0", host="h0", started_s=0)
 WORKER = WorkerRecord(
     worker_id=WorkerId("w0"),
     model="tiny",

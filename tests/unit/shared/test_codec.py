@@ -152,7 +152,7 @@ RECORDS = [
         resident=(ADAPTER,),
         loading=(),
     ),
-    ServiceRecord(kind="gateway", service_id="g1", started_s=1700000000.25),
+    ServiceRecord(kind="gateway", service_id="g1", host="h1", started_s=1700000000.25),
 ]
 
 

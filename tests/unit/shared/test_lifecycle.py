@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from dataclasses import dataclass, field
 
 import pytest
@@ -170,7 +171,7 @@ async def test_a_live_service_has_a_record_until_it_stops(monkeypatch: pytest.Mo
         clock.time_s += LEASE_S  # lapsed, unless it is renewed
         body = await until_alive(store)
         assert decode_record(ServiceRecord, body) == ServiceRecord(
-            kind="gateway", service_id="g1", started_s=1000.0
+            kind="gateway", service_id="g1", host=socket.gethostname(), started_s=1000.0
         )
         stop.set()
     assert await store.all(Collection.SERVICES) == {}
