@@ -3,7 +3,7 @@
 `bus_memory` runs inside one process; `bus_amqp` is RabbitMQ. One test suite checks both.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -61,7 +61,7 @@ class Bus(Protocol):
         ...
 
     def consume(
-        self, queue: Queue, *, prefetch: int
+        self, queue: Queue, *, prefetch: int, on_gap: Callable[[], None] | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Delivery]]:
         """Declare queue and receive from it, in order, while the context is open.
 
@@ -71,6 +71,10 @@ class Bus(Protocol):
         unacknowledged to the queue, and removes a queue that is not durable.
         A durable queue serves one consumer at a time; others wait for their turn. After close()
         the iteration ends.
+
+        Where messages of an unacknowledged queue may have been lost with a connection, the iterator
+        calls on_gap: behind what it received before, ahead of what it receives now, and not before
+        the bus is connected again. It must not block; what it raises, the iterator raises.
         """
         ...
 

@@ -14,7 +14,7 @@ memory it stops reading from connections that publish, and acknowledgements must
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Self
 from urllib.parse import urlsplit
@@ -76,6 +76,8 @@ class AmqpBus:
         for connection in (publishing.connection, consuming):
             connection.close_callbacks.add(self._on_lost)
             connection.reconnect_callbacks.add(self._on_back)
+        for channel in publishing.channels:
+            channel.reopen_callbacks.add(self._on_reopened)
 
     @classmethod
     async def connect(cls, url: str) -> Self:
@@ -134,22 +136,27 @@ class AmqpBus:
 
     @asynccontextmanager
     async def consume(
-        self, queue: Queue, *, prefetch: int
+        self, queue: Queue, *, prefetch: int, on_gap: Callable[[], None] | None = None
     ) -> AsyncIterator[AsyncIterator[Delivery]]:
         self._check_connected()
-        incoming = Incoming(queue, prefetch, self._address)
+        incoming = Incoming(
+            queue, prefetch, self._address, on_gap=on_gap, is_connected=lambda: self.is_connected
+        )
         channel = self._consuming.channel(publisher_confirms=False)
 
-        async def leave_again(_channel: object) -> None:
+        async def go_on(_channel: object) -> None:
+            # The context may be left in the very moment in which the library restores the channel.
             if incoming.is_stopped:
                 await channel.close()
+            else:
+                incoming.follow(await channel.get_underlay_channel())
 
-        # Where the context is left in the very moment in which the library restores the channel.
-        channel.reopen_callbacks.add(leave_again)
+        channel.reopen_callbacks.add(go_on)
         try:
             async with answer(self._address):
                 await self._declare(queue)
                 await channel.initialize()
+                incoming.follow(await channel.get_underlay_channel())
                 await channel.set_qos(prefetch_count=prefetch)
                 declared = await channel.declare_queue(
                     queue.name,
@@ -218,9 +225,14 @@ class AmqpBus:
             reason = str(fault) or "no heartbeat"
             log.warning("lost RabbitMQ at %s (%s); reconnecting", self._address, reason)
 
-    def _on_back(self, _sender: object) -> None:
+    def _on_back(self, sender: object) -> None:
         self._declared.clear()
         log.info("connected to RabbitMQ at %s again", self._address)
+        self._on_reopened(sender)
+
+    def _on_reopened(self, _sender: object) -> None:
+        for incoming in self._incoming:
+            incoming.wake()
 
 
 class _Publishing:
@@ -246,12 +258,13 @@ class _Publishing:
         return cls(connection, confirming=confirming, plain=plain)
 
     @property
+    def channels(self) -> tuple[AbstractRobustChannel, AbstractRobustChannel]:
+        return self._confirming, self._plain
+
+    @property
     def is_open(self) -> bool:
-        return (
-            self.connection.connected.is_set()
-            and not self._confirming.is_closed
-            and not self._plain.is_closed
-        )
+        is_broken = any(channel.is_closed for channel in self.channels)
+        return self.connection.connected.is_set() and not is_broken
 
     async def send(self, queue: Queue, body: AmqpMessage) -> None:
         channel = self._confirming if queue.confirmed else self._plain

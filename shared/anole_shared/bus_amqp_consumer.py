@@ -33,23 +33,49 @@ class Incoming:
     handed out: so prefetch bounds them too. None of them is handed out twice.
     """
 
-    def __init__(self, queue: Queue, prefetch: int, address: str) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        prefetch: int,
+        address: str,
+        *,
+        on_gap: Callable[[], None] | None,
+        is_connected: Callable[[], bool],
+    ) -> None:
+        """is_connected: whether on_gap may be called; wake() tells when that may have changed."""
         self.is_stopped = False
         self._queue = queue
         self._address = address
+        self._on_gap = None if queue.acknowledged else on_gap
+        self._is_connected = is_connected
+        self._channel: object = None
         self._acknowledge_every = max(1, prefetch // 2)
         self._num_taken = 0
         self._due: AbstractIncomingMessage | None = None
-        self._pushed: deque[AbstractIncomingMessage] = deque(maxlen=2 * prefetch)
+        # None is a gap. The last one cannot fall out: behind it are prefetch messages at most.
+        self._pushed: deque[AbstractIncomingMessage | None] = deque(maxlen=2 * prefetch + 1)
         self._wake = asyncio.Event()
         self._settling = asyncio.Lock()
 
     async def push(self, message: AbstractIncomingMessage) -> None:
         """Take one message from the library, which calls this in the broker's order."""
+        # The first messages of a channel may come before the word that it is open.
+        with suppress(ChannelInvalidStateError):
+            self.follow(message.channel)
         while self._pushed and self._comes_again(self._pushed[0]):
             self._pushed.popleft()
         self._pushed.append(message)
         self._wake.set()
+
+    def follow(self, channel: object) -> None:
+        """Receive over channel from now on; there is a gap if there was another one before."""
+        if channel is self._channel:
+            return
+        is_first, self._channel = self._channel is None, channel
+        is_known = bool(self._pushed) and self._pushed[-1] is None
+        if self._on_gap is not None and not is_first and not is_known:
+            self._pushed.append(None)
+            self._wake.set()
 
     def __aiter__(self) -> Self:
         return self
@@ -59,9 +85,11 @@ class Incoming:
             if self._due is not None:
                 due, self._due = self._due, None
                 await self.settle(partial(due.ack, multiple=True))
-            elif self._pushed:
-                delivery = await self._take(self._pushed.popleft())
-                if delivery is not None:
+            elif self._may_take():
+                pushed = self._pushed.popleft()
+                if pushed is None:
+                    self._tell_gap()
+                elif (delivery := await self._take(pushed)) is not None:
                     return delivery
             else:
                 self._wake.clear()
@@ -71,6 +99,10 @@ class Incoming:
     def stop(self) -> None:
         """End the iterator; what was handed out is settled no more."""
         self.is_stopped = True
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look again whether a gap may be told."""
         self._wake.set()
 
     async def settle(self, verdict: Callable[[], Awaitable[None]]) -> None:
@@ -89,6 +121,13 @@ class Incoming:
         async with self._settling:
             return
 
+    def _may_take(self) -> bool:
+        return bool(self._pushed) and (self._pushed[0] is not None or self._is_connected())
+
+    def _tell_gap(self) -> None:
+        if self._on_gap is not None:
+            self._on_gap()
+
     async def _take(self, message: AbstractIncomingMessage) -> "AmqpDelivery | None":
         if self._comes_again(message):
             return None
@@ -106,8 +145,8 @@ class Incoming:
                 await self.settle(partial(message.reject, requeue=False))
             return None
 
-    def _comes_again(self, message: AbstractIncomingMessage) -> bool:
-        if not self._queue.acknowledged:
+    def _comes_again(self, message: AbstractIncomingMessage | None) -> bool:
+        if message is None or not self._queue.acknowledged:
             return False
         try:
             return message.channel.is_closed

@@ -5,7 +5,7 @@ It belongs to one event loop. Messages are handed over as the objects they are (
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -41,8 +41,13 @@ class MemoryBus:
 
     @asynccontextmanager
     async def consume(
-        self, queue: Queue, *, prefetch: int
+        self,
+        queue: Queue,
+        *,
+        prefetch: int,
+        on_gap: Callable[[], None] | None = None,  # noqa: ARG002 - the contract's
     ) -> AsyncIterator[AsyncIterator[Delivery]]:
+        """As the contract says; on_gap is never called, for there is no connection to lose."""
         self._check_open()
         room = self._room(queue)
         consumer = _Consumer(room, prefetch=prefetch, acknowledged=queue.acknowledged)

@@ -4,6 +4,9 @@ KiB = 1024
 MiB = 1024 * KiB
 GiB = 1024 * MiB
 
+HUGE_PAGE_BYTES = 2 * MiB
+"""Leased memory is whole huge pages: those are given back far faster than pages of 4 KiB."""
+
 
 def div_ceil(amount: int, unit: int) -> int:
     """How many units hold the amount."""

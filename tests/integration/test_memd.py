@@ -15,11 +15,11 @@ import torch
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from anole_memd.app import MemdService
-from anole_memd.core.region import HUGE_PAGE_BYTES
 from anole_memd.settings import MemdSettings
 from anole_memd.status import memory_status
 from anole_shared.settings import CommonSettings
 from anole_shared.telemetry import Telemetry, headers_of
+from anole_shared.units import HUGE_PAGE_BYTES
 from anole_worker.leases import LeaseRefused, MemdUnavailable, Region, RegionClient, RegionInUse
 
 BUDGET_BYTES = 16 * HUGE_PAGE_BYTES

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from anole_shared.ids import AdapterId, RequestId
+from anole_worker.core.engine import LoadAdapter
 from anole_worker.core.step import Step
 from tests.unit.worker.engines import EOS, draw, make_engine, make_sequence
 
@@ -17,7 +18,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine = make_engine(sizes=ADAPTERS, adapter_budget=20, num_blocks=12, token_budget=6)
         self.now = 0.0
         self.step: Step | None = None
-        self.loading: list[AdapterId] = []
+        self.loading: list[LoadAdapter] = []
+        self.held: set[AdapterId] = set()
         self.live: set[str] = set()
         self.count = 0
 
@@ -45,21 +47,28 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def plan_loads(self) -> None:
-        self.loading += [load.adapter_id for load in self.engine.plan_loads(self.now)]
+        self.loading += self.engine.plan_loads(self.now)
 
     @rule(adapter=st.sampled_from(sorted(ADAPTERS)))
     def prefetch(self, adapter: str) -> None:
         self.engine.prefetch(AdapterId(adapter))
 
     @precondition(lambda self: self.loading)
-    @rule(succeeds=st.booleans())
-    def end_load(self, succeeds: bool) -> None:
-        adapter_id = self.loading.pop(0)
+    @rule(succeeds=st.booleans(), num_dropped=st.integers(0, 4))
+    def end_load(self, succeeds: bool, num_dropped: int) -> None:
+        """A load that fails may have given back the memory of all, some or none of its victims."""
+        load = self.loading.pop(0)
+        assert load.adapter_id not in self.held
+        assert self.held.issuperset(load.evict)
         if succeeds:
-            self.engine.adapter_loaded(adapter_id)
+            self.held.difference_update(load.evict)
+            self.held.add(load.adapter_id)
+            self.engine.adapter_loaded(load.adapter_id)
             return
-        for sequence in self.engine.adapter_failed(adapter_id, self.now):
+        self.held.difference_update(load.evict[:num_dropped])
+        for sequence in self.engine.adapter_failed(load.adapter_id, self.now):
             self.live.remove(sequence.request_id)
+        self.held.difference_update(self.engine.take_back(load.evict[num_dropped:], self.now))
 
     @precondition(lambda self: self.step is None)
     @rule()
@@ -89,6 +98,8 @@ class EngineMachine(RuleBasedStateMachine):
     def holds(self) -> None:
         self.engine.check_invariants()
         assert {s.request_id for s in self.engine.sequences} == self.live
+        leaving = {victim for load in self.loading for victim in load.evict}
+        assert self.held - leaving <= set(self.engine.adapters.resident()) <= self.held
 
     def teardown(self) -> None:
         """Whatever is left ends if loads and steps go on."""
@@ -97,7 +108,7 @@ class EngineMachine(RuleBasedStateMachine):
                 self.end_step(5, False)
             self.plan_loads()
             while self.loading:
-                self.end_load(True)
+                self.end_load(True, 0)
             self.plan_step()
             self.now += 1
         assert not self.live

@@ -82,7 +82,9 @@ class GatewayService:
         base = BaseModel(name=self._model_name, context_length=context_length)
         queue = gateway_queue(self.gateway_id)
         async with (
-            self._resources.bus.consume(queue, prefetch=_PREFETCH) as deliveries,
+            self._resources.bus.consume(
+                queue, prefetch=_PREFETCH, on_gap=self._streams.tell_gap
+            ) as deliveries,
             self._listening(self._application(tokenizer, base)) as runner,
             asyncio.TaskGroup() as tasks,
         ):

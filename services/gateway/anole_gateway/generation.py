@@ -13,7 +13,7 @@ from anole_gateway.aborts import Aborts
 from anole_gateway.errors import ApiError, InternalFailure, TooManyRequests, Unavailable
 from anole_gateway.metrics import Metrics
 from anole_gateway.stops import StopMatcher
-from anole_gateway.streams import Letter, Mailbox
+from anole_gateway.streams import Gap, Letter, Mailbox
 from anole_gateway.tokenizer import Detokenizer
 from anole_gateway.translate import error_of, finish_reason_of
 from anole_shared.bus import Bus
@@ -31,7 +31,8 @@ from anole_shared.topology import SCHEDULER
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-"""How often a request is submitted before its losses of workers are the client's to know."""
+"""How often a request is submitted before its losses of workers are the client's to know. What is
+submitted again only because of a gap does not count; the request's time limit bounds that."""
 
 _FAILURE_GRACE_S = 2.0
 """How long to wait for the reason after a worker said that it failed."""
@@ -71,6 +72,7 @@ class Generation:
         self._means = means
         self._token_ids: list[int] = []
         self._num_earlier_tokens = 0
+        self._num_losses = 0
         self._is_submitted = False
         self._is_failing = False
         self.finish_reason: str | None = None
@@ -168,6 +170,8 @@ class Generation:
     async def _take(self, letter: Letter) -> str:
         if isinstance(letter, ApiError):
             raise letter
+        if isinstance(letter, Gap):
+            return await self._resubmit() if self._is_submitted else ""
         if letter.attempt != self._order.attempt:
             return ""
         if isinstance(letter, RequestFailed):
@@ -206,18 +210,26 @@ class Generation:
         return text + self._matcher.flush()
 
     async def _recover(self, failure: RequestFailed) -> str:
-        """Go on elsewhere from the last token received, if that can help."""
-        attempt = self._order.attempt + 1
-        if failure.code is not FailureCode.WORKER_LOST or attempt >= MAX_ATTEMPTS:
+        """Go on elsewhere, if that can help."""
+        self._num_losses += 1
+        if failure.code is not FailureCode.WORKER_LOST or self._num_losses >= MAX_ATTEMPTS:
             raise error_of(failure, retry_after_s=self._means.retry_after_s)
+        return await self._resubmit()
+
+    async def _resubmit(self) -> str:
+        """Go on from the last token received, in a new attempt.
+
+        The scheduler ends the old attempt, where it still runs, when the new one comes.
+        """
         num_left = self._first_order.max_tokens - len(self._token_ids)
         if num_left < 1:
+            self._is_submitted = False
             return self._finish("length")
         self._is_failing = False
         self._num_earlier_tokens = self.num_tokens
         self._order = replace(
             self._first_order,
-            attempt=attempt,
+            attempt=self._order.attempt + 1,
             prompt_token_ids=(*self._first_order.prompt_token_ids, *self._token_ids),
             max_tokens=num_left,
         )
@@ -227,10 +239,7 @@ class Generation:
 
 
 def _loss(output: SequenceOutput, num_lost: int) -> RequestFailed:
-    """Tokens that never arrived are as lost as their worker: the request goes on in a new attempt.
-
-    The scheduler ends the old attempt when the new one comes.
-    """
+    """Tokens that never arrived are as lost as their worker."""
     return RequestFailed(
         request_id=output.request_id,
         attempt=output.attempt,

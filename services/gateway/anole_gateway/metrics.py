@@ -50,7 +50,7 @@ class Metrics:
         )
         self.resubmitted = Counter(
             "anole_gateway_requests_resubmitted",
-            "Completions handed in again because their worker was lost.",
+            "Completions handed in again because their worker or messages were lost.",
             registry=self._registry,
         )
         self.prompt_tokens = Counter(

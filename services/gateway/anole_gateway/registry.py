@@ -77,7 +77,9 @@ class Registry:
             raise self._not_found(name, adapters)
         if record.refused is not None:
             raise ModelNotFound(
-                f"adapter {record.adapter_id!r} cannot be served: {record.refused}", param="model"
+                f"adapter {record.adapter_id!r} cannot be served: {record.refused}. Once that is "
+                "mended, a restart of the worker reads the adapter folder again.",
+                param="model",
             )
         return Model(name=record.adapter_id, adapter=record)
 

@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from anole_gateway.errors import ApiError, Unavailable
 from anole_shared.ids import RequestId
@@ -12,8 +13,14 @@ from anole_shared.messages import Message, RequestFailed, SequenceOutput, Tokens
 
 log = logging.getLogger(__name__)
 
-Letter = SequenceOutput | RequestFailed | ApiError
-"""What may arrive for a client: tokens, the end of its request, or of this gateway."""
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Here letters may be missing, the last one too: nothing may ever come of what was asked."""
+
+
+Letter = SequenceOutput | RequestFailed | ApiError | Gap
+"""What may arrive for a client: tokens, the end of its request, or of this gateway, or a gap."""
 
 _SPARE_LETTERS = 64
 """Room for letters without tokens: ends of lost attempts, mostly."""
@@ -33,7 +40,12 @@ class Mailbox:
         await self._is_filled.wait()
 
     def put(self, letter: Letter) -> bool:
-        """Add a letter; False if the box is full, and the letter lost."""
+        """Add a letter; False if the box is full, and the letter lost.
+
+        Of several gaps only the last one stays: what comes behind it is missing nothing.
+        """
+        if isinstance(letter, Gap) and letter in self._letters:
+            self._letters.remove(letter)
         if len(self._letters) >= self._max_letters:
             return False
         self._letters.append(letter)
@@ -79,6 +91,17 @@ class Streams:
                 self._put(message.request_id, message)
             case _:
                 log.warning("%s does not belong on a gateway's queue; dropped", message.type)
+
+    def tell_gap(self) -> None:
+        """Tell everybody who waits that messages for them may have been lost."""
+        if self._mailboxes:
+            log.warning(
+                "messages may have been lost while the broker was away: %d requests go on from "
+                "their last token",
+                len(self._mailboxes),
+            )
+        for request_id in self._mailboxes:
+            self._put(request_id, Gap())
 
     def end_all(self, message: str) -> None:
         """Tell everybody who waits that nothing more comes, and why."""

@@ -4,6 +4,7 @@ A directory is whatever a user put there. It is read, never run: only safetensor
 link leads out of it; every size is bounded and every claim is checked against the base model.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from anole_shared.errors import ConfigurationError
 from anole_shared.ids import AdapterId
+from anole_shared.units import HUGE_PAGE_BYTES, round_up
 from anole_worker import adapter_config
 from anole_worker.adapter_config import CONFIG_NAME
 from anole_worker.adapter_tensors import ModuleTensors, match_modules
@@ -27,10 +29,14 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 MAX_CONFIG_BYTES = 1024 * 1024
 MAX_ADAPTERS = 10_000
-
+MAX_REFUSED_NAME_CHARS = 128
+MAX_REASON_CHARS = 500
 
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", re.ASCII)
 _PIECE_BYTES = 1024 * 1024
+_PASSED_OVER = frozenset({"lost+found"})
+"""Made by a file system at its root, and for nobody else to read."""
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 Fingerprint = tuple[int, int, int]
 """A file's inode, size and time of change: differs once the file was written or replaced."""
@@ -49,11 +55,16 @@ class AdapterFile:
     """The largest of its modules' ranks."""
     target_modules: tuple[str, ...]
     packed_bytes: int
-    """Memory that its weights take once loaded, as fp32."""
+    """Its weights as fp32."""
     generation: str
     """Changes with the content."""
     fingerprints: tuple[Fingerprint, Fingerprint]
     """Of the configuration and of the weights."""
+
+    @property
+    def leased_bytes(self) -> int:
+        """Memory that it takes once loaded: the region of memd that holds its weights."""
+        return round_up(self.packed_bytes, HUGE_PAGE_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,15 +135,14 @@ def discover(
 
     What is no directory, or has neither configuration nor weights of an adapter, is passed over.
     An adapter among `known` whose files are unchanged is taken as it is, without reading it again.
+    Names and reasons of refused ones are printable and short, and the reasons name files from the
+    adapter's folder on, so that they may be shown to anyone.
 
     Raises ConfigurationError when the root cannot be listed or holds more than MAX_ADAPTERS.
     """
     try:
         with os.scandir(root) as entries:
-            names = [
-                entry.name
-                for entry in islice(filter(os.DirEntry.is_dir, entries), MAX_ADAPTERS + 1)
-            ]
+            names = [entry.name for entry in islice(filter(_may_hold, entries), MAX_ADAPTERS + 1)]
     except OSError as error:
         raise ConfigurationError(
             f"adapter folder {root} cannot be listed ({error.strerror}): create it or correct the "
@@ -147,14 +157,57 @@ def discover(
     found: list[AdapterFile] = []
     refused: list[tuple[str, str]] = []
     for folder in (root / name for name in sorted(names)):
-        if not any((folder / name).exists() for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME)):
-            continue
         try:
-            _check_inside(folder, root)
-            found.append(_unchanged(by_path.get(folder)) or read(folder, shape))
+            if any(_is_there(folder / name) for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME)):
+                _check_inside(folder, root)
+                found.append(_unchanged(by_path.get(folder)) or read(folder, shape))
         except AdapterRefused as error:
-            refused.append((folder.name, str(error)))
+            refused.append(_told(folder, error))
+        except OSError as error:
+            refused.append(_told(folder, _unreadable(folder, error)))
     return found, refused
+
+
+def _may_hold(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder to look into; one that cannot be told is, to be refused."""
+    try:
+        return entry.name not in _PASSED_OVER and entry.is_dir()
+    except OSError:
+        return True
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file is there; raises AdapterRefused where that cannot be told."""
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise _unreadable(path, error) from error
+    return True
+
+
+def _unreadable(path: Path, error: OSError) -> AdapterRefused:
+    remedy = "make it readable, e.g. chmod -R a+rX"
+    if not isinstance(error, PermissionError):
+        remedy = "mend that, or save the adapter with PEFT's save_pretrained"
+    return AdapterRefused(path, f"it cannot be read ({error.strerror}): {remedy}")
+
+
+def _told(folder: Path, error: AdapterRefused) -> tuple[str, str]:
+    """A refused folder's name and the reason, without the path that leads to the folder."""
+    reason = error.reason
+    if error.path != folder:
+        reason = f"{error.path.relative_to(folder)}: {reason}"
+    return _printable(folder.name, MAX_REFUSED_NAME_CHARS), _printable(reason, MAX_REASON_CHARS)
+
+
+def _printable(text: str, max_chars: int) -> str:
+    """What may be logged, encoded and shown; a cut is marked, so that no cut name is an id."""
+    shown = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+    return shown if len(shown) <= max_chars else f"{shown[: max_chars - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 @contextmanager
@@ -172,7 +225,7 @@ def opened(folder: Path, shape: ModelShape) -> Iterator[OpenAdapter]:
             config_path, f"it is longer than {MAX_CONFIG_BYTES} bytes; save the adapter again"
         )
     config = adapter_config.parse(config_bytes, config_path)
-    if not weights_path.exists() and (folder / PICKLE_NAME).exists():
+    if not _is_there(weights_path) and _is_there(folder / PICKLE_NAME):
         raise AdapterRefused(
             folder / PICKLE_NAME,
             "it is a pickle, which can run code, so it is not read; convert it to "
@@ -198,9 +251,11 @@ def _opened(folder: Path, name: str) -> Iterator[int]:
             raise AdapterRefused(path, "it is a link that leads out of its folder; copy the file")
         # A link or pipe put here since then is not followed and does not block.
         descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except RuntimeError as error:
         raise AdapterRefused(
-            path, f"it cannot be opened ({error}); save the adapter with PEFT's save_pretrained"
+            path, "it cannot be read (a link to itself): save the adapter again"
         ) from error
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -212,7 +267,7 @@ def _opened(folder: Path, name: str) -> Iterator[int]:
 
 def _check_inside(folder: Path, root: Path) -> None:
     if not folder.resolve().is_relative_to(root.resolve()):
-        raise AdapterRefused(folder, f"it is a link that leads out of {root}; copy the folder")
+        raise AdapterRefused(folder, "it is a link that leads out of the adapter folder; copy it")
 
 
 def _fingerprint(status: os.stat_result) -> Fingerprint:

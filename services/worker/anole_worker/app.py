@@ -5,8 +5,8 @@ import logging
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anole_shared.ids import WorkerId
 from anole_shared.keys import RENEW_S
@@ -25,6 +25,9 @@ from anole_worker.leases import RegionClient
 from anole_worker.loop import EngineLoop
 from anole_worker.outbox import Outbox
 from anole_worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from anole_worker.runtime.device import Device
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +72,9 @@ class WorkerService:
         ready: asyncio.Event,
         stop: asyncio.Event,
     ) -> None:
-        from anole_worker.runtime.device import Device
-
         run_in = asyncio.get_running_loop().run_in_executor
         files, refused = await run_in(loader_thread, self._discover)
-        regions = RegionClient(self._common.memd_socket, self.worker_id)
-        device = await run_in(
-            engine_thread, partial(Device, self._model_dir, self._shape, self._settings, regions)
-        )
+        device = await run_in(engine_thread, self._device)
         try:
             engine = self._engine(device.num_blocks, files)
             outbox = Outbox(self._resources.bus)
@@ -126,8 +124,7 @@ class WorkerService:
             await stop.wait()
             for task in serving:
                 task.cancel()
-            await outbox.put(SCHEDULER, WorkerLeft(worker_id=self.worker_id))
-            await outbox.drain(_DRAIN_S)
+            await outbox.finish(SCHEDULER, WorkerLeft(worker_id=self.worker_id), _DRAIN_S)
             publishing.cancel()
 
     async def _listen(self, inbox: Inbox, ready: asyncio.Event) -> None:
@@ -143,20 +140,27 @@ class WorkerService:
             async for delivery in deliveries:
                 await inbox.receive(delivery)
 
+    def _device(self) -> "Device":
+        """Blocks for seconds, also for the import: it brings torch and transformers."""
+        from anole_worker.runtime.device import Device
+
+        regions = RegionClient(self._common.memd_socket, self.worker_id)
+        return Device(self._model_dir, self._shape, self._settings, regions)
+
     def _discover(self) -> tuple[list[AdapterFile], list[tuple[str, str]]]:
         if self._settings.adapters is None:
             return [], []
         found, refused = adapter_files.discover(self._settings.adapters, self._shape)
         budget_bytes = self._settings.adapter_bytes
         too_large = "takes {} bytes, adapter memory is {}: raise ANOLE_WORKER_ADAPTER_BYTES"
-        files = [file for file in found if file.packed_bytes <= budget_bytes]
+        files = [file for file in found if file.leased_bytes <= budget_bytes]
         refused += [
-            (file.adapter_id, too_large.format(file.packed_bytes, budget_bytes))
+            (file.adapter_id, too_large.format(file.leased_bytes, budget_bytes))
             for file in found
-            if file.packed_bytes > budget_bytes
+            if file.leased_bytes > budget_bytes
         ]
         for name, reason in refused:
-            log.error("adapter %s is refused: %s", name, reason)
+            log.error("adapter %s in %s is refused: %s", name, self._settings.adapters, reason)
         log.info("%d adapters in %s", len(files), self._settings.adapters)
         return files, refused
 
@@ -174,7 +178,7 @@ class WorkerService:
             BlockPool(num_blocks),
             AdapterCache(self._settings.adapter_bytes),
             frozenset(self._shape.eos_token_ids),
-            {file.adapter_id: file.packed_bytes for file in files},
+            {file.adapter_id: file.leased_bytes for file in files},
         )
 
     def _capacity(self, engine: Engine) -> WorkerCapacity:

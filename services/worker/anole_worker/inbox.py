@@ -64,13 +64,17 @@ class Inbox:
         await delivery.ack()
 
     async def report_every(self, seconds: float) -> None:
-        """Report for ever; the first time at once."""
-        count = 0
+        """Report for ever; the first time at once.
+
+        While the last report still waits for the broker none is added: they would fill the line.
+        """
+        count = last = 0
         while True:
-            if count % _ANNOUNCE_EVERY == 0:
-                await self._outbox.put(SCHEDULER, self._announcement)
-            await self._outbox.put(SCHEDULER, self._report())
-            count += 1
+            if self._outbox.has_handed_over(last):
+                if count % _ANNOUNCE_EVERY == 0:
+                    await self._outbox.put(SCHEDULER, self._announcement)
+                last = await self._outbox.put(SCHEDULER, self._report())
+                count += 1
             await asyncio.sleep(seconds)
 
     def _report(self) -> WorkerReported:

@@ -23,6 +23,8 @@ from anole_shared.messages import (
     LeaseReleased,
     LeaseRequested,
     MemoryMessage,
+    MemoryStatusReported,
+    MemoryStatusRequested,
 )
 
 log = logging.getLogger(__name__)
@@ -129,6 +131,20 @@ class RegionClient:
             finally:
                 if descriptor is not None:
                     os.close(descriptor)
+
+    def check(self) -> None:
+        """Ask memd for a sign of life.
+
+        Raises:
+            MemdUnavailable: there is no memd, it does not answer, or this client is closed.
+        """
+        with self._lock:
+            answer, descriptor = self._ask(self._connected(), MemoryStatusRequested())
+            if descriptor is not None:
+                os.close(descriptor)
+            if not isinstance(answer, MemoryStatusReported):
+                self._drop()
+                raise MemdUnavailable(f"{self._socket_path} answered {answer.type}: it is no memd")
 
     def close(self) -> None:
         """End the connection and with it every lease; mapped regions stay valid until released.

@@ -5,7 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 
@@ -32,6 +32,8 @@ from anole_worker.translate import FINISH_REASONS, finished_of, output_of
 
 log = logging.getLogger(__name__)
 
+_Result = TypeVar("_Result")
+
 _RETRY_ROOM_S = 0.5
 """How soon to look again where sequences wait but nothing can run."""
 
@@ -40,6 +42,8 @@ class Device(Protocol):
     """What the loop needs of the device; blocking calls, each on its own thread."""
 
     def run(self, step: Step) -> list[int | None]: ...
+
+    def check_memory(self) -> None: ...
 
     def load_adapter(self, file: AdapterFile, headers: Mapping[str, str]) -> None: ...
 
@@ -137,7 +141,7 @@ class EngineLoop:
         outputs = self.engine.complete_step(drawn, self.clock.now())
         await self._send(outputs)
 
-    async def _in(self, thread: Executor, call: Callable[[], list[int | None]]) -> list[int | None]:
+    async def _in(self, thread: Executor, call: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(thread, call)
 
     async def _send(self, outputs: Iterable[Output]) -> None:
@@ -180,20 +184,39 @@ class EngineLoop:
         while True:
             load = await self._loads.get()
             await self._report(load.adapter_id, Residency.LOADING)
-            for victim in load.evict:
-                await self._report(victim, Residency.ABSENT)
-            error = await self._load(load)
-            if error is None:
+            held = list(load.evict)
+            if await self._load(load, held):
                 self.engine.adapter_loaded(load.adapter_id)
+                await self._report_absent(load.evict)
                 await self._report(load.adapter_id, Residency.RESIDENT)
             else:
-                lost = self.engine.adapter_failed(load.adapter_id, self.clock.now())
-                await self._report(load.adapter_id, Residency.ABSENT)
-                await self._give_up(lost, FailureCode.ADAPTER_FAILED, error)
+                await self._load_failed(load, held)
             self._wake.set()
 
-    async def _load(self, load: LoadAdapter) -> str | None:
-        """Carry a load out; what went wrong, in words, or None."""
+    async def _load_failed(self, load: LoadAdapter, held: list[AdapterId]) -> None:
+        """Tell who waited, and list those of the victims again that the device still holds."""
+        now = self.clock.now()
+        lost = self.engine.adapter_failed(load.adapter_id, now)
+        homeless = self.engine.take_back(held, now)
+        gone = set(load.evict).difference(held).union(homeless)
+        try:
+            await self._in(self._loader_thread, lambda: self._drop(homeless))
+        except AnoleError as fault:
+            log.error("an adapter's memory cannot be given back: %s", fault)
+        await self._report_absent((load.adapter_id, *sorted(gone)))
+        message = f"adapter {load.adapter_id!r} cannot be loaded now; the worker's log says why"
+        await self._give_up(lost, FailureCode.ADAPTER_FAILED, message)
+
+    def _drop(self, held: list[AdapterId]) -> None:
+        """Give the memory of adapters back; takes each off the list."""
+        while held:
+            self._device.drop_adapter(held.pop(0))
+
+    async def _load(self, load: LoadAdapter, held: list[AdapterId]) -> bool:
+        """Carry a load out, taking off `held` each victim whose memory is given back.
+
+        Nothing is given back where memd does not answer: then there is nothing to win by it.
+        """
         file = self._files[load.adapter_id]
         waiting = self._spans.get(load.request_id) if load.request_id else None
         span = self._tracer.start_span(
@@ -207,13 +230,14 @@ class EngineLoop:
         headers = headers_of(span)
 
         def carry_out() -> None:
-            for victim in load.evict:
-                self._device.drop_adapter(victim)
+            if held:
+                self._device.check_memory()
+                self._drop(held)
             self._device.load_adapter(file, headers)
 
         error: str | None = None
         try:
-            await asyncio.get_running_loop().run_in_executor(self._loader_thread, carry_out)
+            await self._in(self._loader_thread, carry_out)
         except AnoleError as fault:
             error = f"adapter {load.adapter_id!r} cannot be loaded: {fault}"
             log.error("%s", error)
@@ -223,7 +247,11 @@ class EngineLoop:
         if error is not None:
             span.set_status(Status(StatusCode.ERROR, error))
         span.end()
-        return error
+        return error is None
+
+    async def _report_absent(self, adapter_ids: Iterable[AdapterId]) -> None:
+        for adapter_id in adapter_ids:
+            await self._report(adapter_id, Residency.ABSENT)
 
     async def _report(self, adapter_id: AdapterId, residency: Residency) -> None:
         message = AdapterResidencyChanged(

@@ -26,12 +26,23 @@ class Outbox:
         self._line: asyncio.Queue[tuple[Queue, Message, Mapping[str, str]]] = asyncio.Queue(
             max_length
         )
+        self._num_put = 0
+        self._num_handed_over = 0
 
     async def put(
         self, queue: Queue, message: Message, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Say message, after all that was put before; waits where the line is full."""
+    ) -> int:
+        """Say message, after all that was put before; waits where the line is full.
+
+        Returns its number, counted from 1.
+        """
         await self._line.put((queue, message, headers or {}))
+        self._num_put += 1
+        return self._num_put
+
+    def has_handed_over(self, number: int) -> bool:
+        """Whether the message of that number, and all before it, have left."""
+        return number <= self._num_handed_over
 
     async def run(self) -> None:
         """Hand messages over, in order, for ever."""
@@ -39,11 +50,13 @@ class Outbox:
             queue, message, headers = await self._line.get()
             await self._hand_over(queue, message, headers)
             self._line.task_done()
+            self._num_handed_over += 1
 
-    async def drain(self, within_s: float) -> None:
-        """Wait until all is handed over, or the time is up."""
+    async def finish(self, queue: Queue, last: Message, within_s: float) -> None:
+        """Say the last message, and wait until all is handed over or the time is up."""
         try:
             async with asyncio.timeout(within_s):
+                await self.put(queue, last)
                 await self._line.join()
         except TimeoutError:
             log.warning("%d messages were not handed over in time", self._line.qsize())

@@ -39,7 +39,9 @@ class WorkerSettings(Settings):
         "of it: more is faster to the first token, less is smoother for running streams.",
     )
     kv_cache_bytes: int = Field(
-        default=1 * GiB, ge=1, description="Memory of the KV pool, taken at start."
+        default=1 * GiB,
+        ge=1,
+        description="Size of the KV pool: address space at start, memory as it is written.",
     )
     block_size: int = Field(default=16, ge=1, le=1024, description="Tokens per KV block.")
     adapter_bytes: int = Field(

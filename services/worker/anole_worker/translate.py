@@ -71,7 +71,7 @@ def record_of(file: AdapterFile) -> AdapterRecord:
         adapter_id=file.adapter_id,
         rank=file.rank,
         target_modules=tuple(file.target_modules),
-        size_bytes=file.packed_bytes,
+        size_bytes=file.leased_bytes,
         generation=file.generation,
     )
 

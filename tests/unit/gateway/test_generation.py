@@ -1,7 +1,7 @@
 """One completion's way over the bus: stop strings, lost workers, clients that go away."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,9 +12,36 @@ from anole_gateway import generation as module
 from anole_gateway.generation import MAX_ATTEMPTS
 from anole_gateway.sse import EventStream
 from anole_gateway.tokenizer import Tokenizer
-from anole_shared.messages import FailureCode, FinishReason, RequestSubmitted
+from anole_shared.bus import Delivery
+from anole_shared.bus_memory import MemoryBus
+from anole_shared.messages import FailureCode, FinishReason, RequestAborted, RequestSubmitted
+from anole_shared.topology import Queue, gateway_queue
 from tests.unit.gateway.backend import Backend, saying
 from tests.unit.gateway.harness import CHAT, TEXT, Answer, Gateway, chat, serving, text
+
+
+class LeakyBus(MemoryBus):
+    """Tells a gateway of a gap where break_off() was called, as a bus does that reconnects."""
+
+    async def break_off(self, order: RequestSubmitted) -> None:
+        mark = RequestAborted(request_id=order.request_id, reason="gap")
+        await self.publish(gateway_queue(order.gateway_id), mark, {})
+
+    @asynccontextmanager
+    async def consume(
+        self, queue: Queue, *, prefetch: int, on_gap: Callable[[], None] | None = None
+    ) -> AsyncIterator[AsyncIterator[Delivery]]:
+        async with super().consume(queue, prefetch=prefetch) as deliveries:
+            yield deliveries if on_gap is None else self._leaking(deliveries, on_gap)
+
+    async def _leaking(
+        self, deliveries: AsyncIterator[Delivery], on_gap: Callable[[], None]
+    ) -> AsyncIterator[Delivery]:
+        async for delivery in deliveries:
+            if isinstance(delivery.message, RequestAborted):
+                on_gap()
+            else:
+                yield delivery
 
 
 @asynccontextmanager
@@ -144,6 +171,88 @@ async def test_tokens_that_come_twice_are_taken_once(model_dir: Path, tokenizer:
             await gateway.backend.send(order, ids[1:], FinishReason.STOP, position=1)
         answer = asking.result()
     assert answer.json["choices"][0]["text"] == "hello world"
+    assert len(gateway.backend.submitted) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_gap_may_have_swallowed_is_made_again(
+    model_dir: Path, tokenizer: Tokenizer, *, stream: bool
+) -> None:
+    ids = await tokenizer.encode("hello world")
+    bus = LeakyBus()
+    async with serving(model_dir, bus=bus) as gateway:
+        async with asked(gateway, TEXT, text(stream=stream, max_tokens=50, seed=7)) as asking:
+            first = await gateway.backend.next_order()
+            await gateway.backend.send(first, ids[:2])
+            await bus.break_off(first)  # the rest and its end were published meanwhile
+            second = await gateway.backend.next_order()
+            await gateway.backend.send(first, ids[2:], FinishReason.STOP)  # late words
+            await gateway.backend.fail(first, FailureCode.INTERNAL)
+            await gateway.backend.send(second, ids[2:], FinishReason.STOP)
+        answer = asking.result()
+    shown = answer.streamed_text if stream else answer.json["choices"][0]["text"]
+    assert shown == "hello world"
+    assert (second.attempt, second.max_tokens) == (1, 48)
+    assert second.prompt_token_ids == (*first.prompt_token_ids, *ids[:2])
+    assert second.sampling == first.sampling
+    assert len(gateway.backend.submitted) == 2
+    assert gateway.backend.aborted == []
+
+
+async def test_gaps_do_not_count_as_losses_of_workers(model_dir: Path) -> None:
+    bus = LeakyBus()
+    async with serving(model_dir, bus=bus) as gateway:
+        async with asked(gateway, TEXT, text()) as asking:
+            for _ in range(2 * MAX_ATTEMPTS):
+                await bus.break_off(await gateway.backend.next_order())
+            for _ in range(MAX_ATTEMPTS):
+                order = await gateway.backend.next_order()
+                await gateway.backend.fail(order, FailureCode.WORKER_LOST)
+        answer = asking.result()
+    assert (answer.status, answer.error["code"]) == (503, "worker_lost")
+    attempts = [order.attempt for order in gateway.backend.submitted]
+    assert attempts == list(range(3 * MAX_ATTEMPTS))
+
+
+async def test_a_gap_behind_the_last_output_changes_nothing(model_dir: Path) -> None:
+    bus = LeakyBus()
+
+    async def finish(backend: Backend, order: RequestSubmitted) -> None:
+        await backend.send(order, [40], FinishReason.STOP)
+        await bus.break_off(order)
+
+    async with serving(model_dir, finish, bus=bus) as gateway:
+        answer = await gateway.post(TEXT, text())
+    assert answer.json["choices"][0]["finish_reason"] == "stop"
+    assert len(gateway.backend.submitted) == 1
+    assert gateway.backend.aborted == []
+
+
+async def test_a_gap_behind_all_tokens_ends_the_answer(model_dir: Path) -> None:
+    bus = LeakyBus()
+
+    async def lose_the_end(backend: Backend, order: RequestSubmitted) -> None:
+        await backend.send(order, [40, 41])
+        await bus.break_off(order)
+
+    async with serving(model_dir, lose_the_end, bus=bus) as gateway:
+        answer = await gateway.post(TEXT, text(max_tokens=2))
+    assert answer.json["choices"][0]["finish_reason"] == "length"
+    assert len(gateway.backend.submitted) == 1
+    assert gateway.backend.aborted == []
+
+
+async def test_a_gap_does_not_revive_what_its_worker_gave_up(model_dir: Path) -> None:
+    bus = LeakyBus()
+
+    async def break_down(backend: Backend, order: RequestSubmitted) -> None:
+        await backend.send(order, [40], FinishReason.ERROR)
+        await bus.break_off(order)
+        await backend.fail(order, FailureCode.ADAPTER_FAILED, "the file is cut off")
+
+    async with serving(model_dir, break_down, bus=bus) as gateway:
+        answer = await gateway.post(TEXT, text())
+    assert (answer.status, answer.error["message"]) == (500, "the file is cut off")
     assert len(gateway.backend.submitted) == 1
 
 

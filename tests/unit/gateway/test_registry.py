@@ -100,8 +100,9 @@ async def test_an_unknown_model_gets_a_near_one_named(
 
 async def test_a_refused_adapter_says_why(registry: Registry, store: CountingStore) -> None:
     await store.add("poet", refused="rank 999 is too high")
-    with pytest.raises(ModelNotFound, match="'poet' cannot be served: rank 999 is too high"):
+    with pytest.raises(ModelNotFound, match="'poet' cannot be served: rank 999 is too high") as no:
         await registry.resolve("tiny:poet")
+    assert "a restart of the worker reads the adapter folder again" in no.value.message
 
 
 async def test_the_view_serves_for_a_second(

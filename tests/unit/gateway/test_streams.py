@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from anole_gateway.errors import Unavailable
-from anole_gateway.streams import _SPARE_LETTERS, Mailbox, Streams
+from anole_gateway.streams import _SPARE_LETTERS, Gap, Mailbox, Streams
 from anole_shared.ids import RequestId, WorkerId
 from anole_shared.messages import (
     FailureCode,
@@ -81,6 +81,20 @@ async def test_all_can_be_told_that_it_is_over() -> None:
         for mailbox in (a, b):
             (letter,) = letters(mailbox)
             assert isinstance(letter, Unavailable)
+
+
+async def test_all_are_told_of_a_gap_and_only_of_the_last_one() -> None:
+    streams = Streams()
+    first, second = output(A, 1), output(A, 2)
+    with streams.open(A, 8) as a, streams.open(B, 8) as b:
+        for received in (first, second):
+            streams.deliver(TokensGenerated(worker_id=WorkerId("w"), outputs=(received,)))
+            streams.tell_gap()
+        assert letters(a) == [first, second, Gap()]
+        assert letters(b) == [Gap()]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await a.wait()
 
 
 async def test_messages_for_others_are_dropped() -> None:

@@ -1,9 +1,9 @@
 import pytest
 
 from anole_memd.core.lease import LeaseTable
-from anole_memd.core.region import HUGE_PAGE_BYTES
 from anole_memd.errors import BadRegionSize, OverBudget, TooManyLeases
 from anole_shared.ids import LeaseId
+from anole_shared.units import HUGE_PAGE_BYTES
 
 
 def table_of(pages: int, max_leases: int = 100) -> LeaseTable:

@@ -9,7 +9,6 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from anole_memd.backends import memfd
 from anole_memd.core.lease import LeaseTable
-from anole_memd.core.region import HUGE_PAGE_BYTES
 from anole_memd.lessor import Lessor
 from anole_shared.errors import MessageError
 from anole_shared.ids import LeaseId
@@ -23,6 +22,7 @@ from anole_shared.messages import (
     MemoryStatusRequested,
 )
 from anole_shared.telemetry import Telemetry, headers_of
+from anole_shared.units import HUGE_PAGE_BYTES
 
 ALICE, BOB = 1, 2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from anole_memd.backends import memfd
-from anole_memd.core.region import HUGE_PAGE_BYTES
+from anole_shared.units import HUGE_PAGE_BYTES
 
 
 @pytest.fixture

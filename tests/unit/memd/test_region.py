@@ -1,6 +1,7 @@
 import pytest
 
-from anole_memd.core.region import HUGE_PAGE_BYTES, region_bytes, region_name
+from anole_memd.core.region import region_bytes, region_name
+from anole_shared.units import HUGE_PAGE_BYTES
 
 
 @pytest.mark.parametrize(

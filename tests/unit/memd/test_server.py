@@ -10,7 +10,6 @@ from opentelemetry.trace import NoOpTracer
 
 from anole_memd.backends import memfd
 from anole_memd.core.lease import LeaseTable
-from anole_memd.core.region import HUGE_PAGE_BYTES
 from anole_memd.lessor import Lessor
 from anole_memd.listener import listening
 from anole_memd.server import Server
@@ -23,6 +22,7 @@ from anole_shared.messages import (
     MemoryStatusReported,
     MemoryStatusRequested,
 )
+from anole_shared.units import HUGE_PAGE_BYTES
 
 STATUS = encode(MemoryStatusRequested())
 LEASE = encode(LeaseRequested(num_bytes=1, holder="w", purpose="p"))

@@ -1,18 +1,25 @@
 import dataclasses
+import errno
 import json
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from anole_shared.codec import encode
 from anole_shared.errors import ConfigurationError
+from anole_shared.ids import WorkerId
+from anole_shared.messages import AdaptersDiscovered
+from anole_shared.units import HUGE_PAGE_BYTES
 from anole_worker import adapter_files
 from anole_worker.adapter_files import MAX_CONFIG_BYTES, discover, read
 from anole_worker.errors import AdapterRefused
-from tests.unit.worker.peft_folders import SHAPE, tensors, write_adapter
+from anole_worker.translate import record_of, refused_record
+from tests.unit.worker.peft_folders import SHAPE, tensors, write_adapter, write_raw
 
 
 def test_a_good_adapter_is_described(tmp_path: Path) -> None:
@@ -57,7 +64,7 @@ def test_a_pickle_is_refused_and_never_read(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     folder = write_adapter(tmp_path / "x")
     (folder / name).unlink()
-    with pytest.raises(AdapterRefused, match="cannot be opened") as error:
+    with pytest.raises(AdapterRefused, match="cannot be read") as error:
         read(folder, SHAPE)
     assert error.value.path == folder / name
 
@@ -83,7 +90,7 @@ def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "x")
     (folder / "adapter_model.safetensors").unlink()
     (folder / "adapter_model.safetensors").symlink_to("adapter_model.safetensors")
-    with pytest.raises(AdapterRefused, match="cannot be opened"):
+    with pytest.raises(AdapterRefused, match="cannot be read"):
         read(folder, SHAPE)
 
 
@@ -206,3 +213,99 @@ def test_the_configuration_is_part_of_what_is_checked_for_change(tmp_path: Path)
     (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 100}))
     second, _ = discover(tmp_path, SHAPE, known=first)
     assert second[0].generation != first[0].generation
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, *parts: str) -> None:
+    """No file below a folder of one of these names may be looked at, nor opened, also by root."""
+    real_stat, real_open = os.stat, os.open
+
+    def check(path: object) -> None:
+        if isinstance(path, str | os.PathLike) and set(parts) & set(Path(path).parts):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        check(path)
+        return real_stat(path, **options)
+
+    def opens(path: Any, *arguments: Any, **options: Any) -> int:
+        check(path)
+        return real_open(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(os, "open", opens)
+
+
+def test_a_folder_that_may_not_be_read_is_refused_and_the_others_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("good", "private", "lost+found"):
+        write_adapter(tmp_path / name)
+    forbid(monkeypatch, "private", "lost+found")
+    found, refused = discover(tmp_path, SHAPE)
+    assert [file.adapter_id for file in found] == ["good"]
+    ((name, reason),) = refused
+    assert name == "private"
+    assert "cannot be read (Permission denied): make it readable, e.g. chmod -R a+rX" in reason
+
+
+def test_weights_that_may_not_be_read_ask_for_permission_not_for_peft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_adapter(tmp_path / "x")
+    forbid(monkeypatch, "adapter_model.safetensors")
+    _, ((_, reason),) = discover(tmp_path, SHAPE)
+    assert reason.startswith("adapter_model.safetensors: it cannot be read (Permission denied)")
+    assert "PEFT" not in reason
+
+
+def test_a_disk_that_fails_is_a_refusal_of_that_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_adapter(tmp_path / "x")
+
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", broken)
+    found, refused = discover(tmp_path, SHAPE)
+    assert found == []
+    assert "Input/output error" in refused[0][1]
+
+
+def test_an_entry_that_cannot_be_told_is_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    assert discover(tmp_path, SHAPE) == ([], [])
+
+
+def test_names_and_reasons_of_refused_ones_can_be_sent_whatever_they_hold(tmp_path: Path) -> None:
+    write_adapter(tmp_path / os.fsdecode(b"caf\xe9\n"))
+    write_adapter(tmp_path / ("a" * 200))
+    folder = write_adapter(tmp_path / "header")
+    entry = {"dtype": "\ud800" + "x" * 1000, "shape": [1], "data_offsets": [0, 4]}
+    write_raw(folder / "adapter_model.safetensors", {"\ud800": entry}, bytes(4))
+    _, refused = discover(tmp_path, SHAPE)
+    names = [name for name, _ in refused]
+    assert names == ["a" * 127 + "\N{HORIZONTAL ELLIPSIS}", "caf\\udce9\\n", "header"]
+    assert all(reason.isprintable() and len(reason) <= 500 for _, reason in refused)
+    records = tuple(refused_record(name, reason) for name, reason in refused)
+    assert encode(AdaptersDiscovered(worker_id=WorkerId("w"), adapters=records))
+
+
+def test_reasons_do_not_tell_where_the_adapter_folder_is(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "root" / "a b")
+    write_adapter(tmp_path / "root" / "dora", fields={"use_dora": True})
+    (write_adapter(tmp_path / "root" / "lost") / "adapter_model.safetensors").unlink()
+    circle = write_adapter(tmp_path / "root" / "loop") / "adapter_config.json"
+    circle.unlink()
+    circle.symlink_to(circle)
+    (tmp_path / "root" / "link").symlink_to(write_adapter(tmp_path / "elsewhere"))
+    _, refused = discover(tmp_path / "root", SHAPE)
+    assert len(refused) == 5
+    assert not any(str(tmp_path) in reason for _, reason in refused)
+    assert dict(refused)["dora"].startswith("adapter_config.json: ")
+
+
+def test_what_it_takes_in_memory_is_whole_huge_pages(tmp_path: Path) -> None:
+    file = read(write_adapter(tmp_path / "x"), SHAPE)
+    assert file.packed_bytes < file.leased_bytes == HUGE_PAGE_BYTES
+    assert record_of(file).size_bytes == HUGE_PAGE_BYTES

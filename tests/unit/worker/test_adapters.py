@@ -154,7 +154,7 @@ def fail_truncated(folder: Path) -> AdapterFile:
         (fail_swapped, "changed since"),
         (fail_written_over, "changed since"),
         (fail_other_config, "changed since"),
-        (fail_gone, "cannot be opened"),
+        (fail_gone, "cannot be read"),
         (fail_truncated, "cut short"),
     ],
 )

@@ -172,6 +172,35 @@ def test_a_failed_load_ends_those_who_waited_for_it_and_nobody_else() -> None:
     engine.check_invariants()
 
 
+def test_victims_of_a_failed_load_that_were_not_dropped_are_here_again() -> None:
+    engine = make_engine(sizes={"a": 10, "b": 10, "c": 20}, adapter_budget=20)
+    for name in ("a", "b"):
+        engine.prefetch(AdapterId(name))
+    for load in engine.plan_loads(0):
+        engine.adapter_loaded(load.adapter_id)
+    engine.add(make_sequence("r", adapter="c"))
+    (load,) = engine.plan_loads(1)
+    assert load.evict == ("a", "b")
+    engine.adapter_failed(AdapterId("c"), 1)
+    assert engine.take_back(["b"], 1) == []
+    assert engine.adapters.resident() == ("b",)
+    engine.check_invariants()
+
+
+def test_a_victim_whose_room_is_claimed_by_now_is_not_taken_back() -> None:
+    engine = make_engine(sizes={"a": 20, "b": 5, "c": 15}, adapter_budget=20)
+    engine.prefetch(AdapterId("a"))
+    engine.plan_loads(0)
+    engine.adapter_loaded(AdapterId("a"))
+    engine.add(make_sequence("r", adapter="b"))
+    engine.add(make_sequence("s", adapter="c"))
+    assert [load.evict for load in engine.plan_loads(1)] == [("a",), ()]
+    engine.adapter_failed(AdapterId("b"), 1)
+    assert engine.take_back(["a"], 1) == ["a"]
+    assert engine.adapters.resident() == ()
+    engine.check_invariants()
+
+
 def test_a_broken_step_ends_its_sequences_only() -> None:
     engine = make_engine(max_num_seqs=1)
     engine.add(make_sequence("breaks"))

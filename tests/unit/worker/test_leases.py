@@ -19,6 +19,8 @@ from anole_shared.messages import (
     LeaseReleased,
     LeaseRequested,
     MemoryMessage,
+    MemoryStatusReported,
+    MemoryStatusRequested,
 )
 from anole_worker.leases import LeaseRefused, MemdUnavailable, RegionClient
 
@@ -304,3 +306,21 @@ def test_close_waits_for_the_call_that_another_thread_is_in(path: Path) -> None:
         leasing.join()
     assert regions[0].num_bytes == SIZE
     regions[0].release()
+
+
+def test_a_check_asks_memd_for_its_status_only(path: Path, client: RegionClient) -> None:
+    status = MemoryStatusReported(total_bytes=SIZE, leased_bytes=0, num_leases=0)
+    with memd(path, says(status)) as heard:
+        client.check()
+        client.close()
+    assert heard == [MemoryStatusRequested()]
+
+
+def test_a_check_without_memd_or_with_a_stranger_fails(path: Path, client: RegionClient) -> None:
+    with pytest.raises(MemdUnavailable, match="no memd at"):
+        client.check()
+    with (
+        memd(path, says(LeaseEnded(lease_id=LeaseId("lease-1")))),
+        pytest.raises(MemdUnavailable, match="it is no memd"),
+    ):
+        client.check()

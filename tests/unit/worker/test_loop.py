@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from anole_shared.bus import Bus
@@ -58,6 +59,7 @@ class ScriptedDevice:
     may_load: threading.Event = field(default_factory=threading.Event)
     step_fault: Exception | None = None
     load_fault: Exception | None = None
+    memory_fault: Exception | None = None
     dropped: list[AdapterId] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -70,6 +72,10 @@ class ScriptedDevice:
             fault, self.step_fault = self.step_fault, None
             raise fault
         return draw(step)
+
+    def check_memory(self) -> None:
+        if self.memory_fault is not None:
+            raise self.memory_fault
 
     def load_adapter(self, file: AdapterFile, headers: Mapping[str, str]) -> None:
         assert self.may_load.wait(10)
@@ -219,16 +225,55 @@ async def test_an_adapter_that_makes_room_is_dropped_and_reported() -> None:
     assert last == {"a": Residency.ABSENT, "b": Residency.RESIDENT}
 
 
-async def test_a_load_that_fails_fails_who_waited_with_the_reason() -> None:
+async def test_nothing_is_evicted_while_memd_does_not_answer() -> None:
+    async with bench(make_engine(sizes={"a": 20, "b": 20}, adapter_budget=20)) as b:
+        await b.loop.admit(make_sequence("first", adapter="a", max_tokens=1), {})
+        await b.until_ended("first")
+        b.device.memory_fault = AnoleError("no memd")
+        await b.loop.admit(make_sequence("missed", adapter="b", max_tokens=1), {})
+        await b.until_ended("missed")
+        assert b.loop.engine.adapters.resident() == ("a",)
+        await b.loop.admit(make_sequence("again", adapter="a", max_tokens=1), {})
+        await b.until_ended("again")
+    assert b.device.dropped == []
+    assert b.endings()["missed"] is FinishReason.ERROR
+    assert b.endings()["again"] is FinishReason.LENGTH
+    moves = [m for m in b.scheduler.messages if isinstance(m, AdapterResidencyChanged)]
+    assert [(m.adapter_id, m.residency) for m in moves] == [
+        ("a", Residency.LOADING),
+        ("a", Residency.RESIDENT),
+        ("b", Residency.LOADING),
+        ("b", Residency.ABSENT),
+    ]
+
+
+async def test_a_kept_victim_whose_room_is_claimed_is_dropped_after_all() -> None:
+    engine = make_engine(sizes={"a": 20, "b": 5, "c": 15}, adapter_budget=20)
+    async with bench(engine) as b:
+        await b.loop.admit(make_sequence("first", adapter="a", max_tokens=1), {})
+        await b.until_ended("first")
+        b.device.memory_fault = AnoleError("no memd")
+        await b.loop.admit(make_sequence("r", adapter="b", max_tokens=1), {})
+        await b.loop.admit(make_sequence("s", adapter="c", max_tokens=1), {})
+        await b.until_ended("r", "s")
+    assert b.device.dropped == ["a"]
+    assert b.endings()["s"] is FinishReason.LENGTH
+    assert engine.adapters.resident() == ("c",)
+
+
+async def test_a_load_that_fails_fails_who_waited_and_logs_what_clients_need_not_know(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with bench() as b:
-        b.device.load_fault = AnoleError("the files have changed")
+        b.device.load_fault = AnoleError("the files in /srv/adapters/a have changed")
         await b.loop.admit(make_sequence("r", adapter="a"), {})
         await b.until_ended("r")
         await b.gateway.until(bool)
     (failed,) = b.gateway.messages
     assert isinstance(failed, RequestFailed)
     assert failed.code is FailureCode.ADAPTER_FAILED
-    assert "the files have changed" in failed.message
+    assert failed.message == "adapter 'a' cannot be loaded now; the worker's log says why"
+    assert "the files in /srv/adapters/a have changed" in caplog.text
     assert b.endings() == {"r": FinishReason.ERROR}
 
 

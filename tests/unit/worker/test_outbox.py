@@ -1,7 +1,7 @@
 """The line between the engine and the bus."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from anole_shared.bus import Delivery
@@ -27,7 +27,7 @@ class FailingBus:
         self.taken.append(message)
 
     def consume(
-        self, queue: Queue, *, prefetch: int
+        self, queue: Queue, *, prefetch: int, on_gap: Callable[[], None] | None = None
     ) -> AbstractAsyncContextManager[AsyncIterator[Delivery]]:
         raise AssertionError("an outbox does not consume")
 
@@ -43,11 +43,11 @@ def message(number: int) -> AdapterResidencyChanged:
 
 async def hand_over(bus: FailingBus, count: int) -> None:
     outbox = Outbox(bus)
-    for number in range(count):
+    for number in range(count - 1):
         await outbox.put(SCHEDULER, message(number))
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(outbox.run())
-        await outbox.drain(10)
+        await outbox.finish(SCHEDULER, message(count - 1), 10)
         running.cancel()
 
 
@@ -72,3 +72,23 @@ async def test_a_full_line_makes_the_engine_wait() -> None:
     except TimeoutError:
         return
     raise AssertionError("a second message found room")
+
+
+async def test_a_full_line_does_not_block_the_stop() -> None:
+    outbox = Outbox(FailingBus(), max_length=1)
+    await outbox.put(SCHEDULER, message(0))
+    async with asyncio.timeout(10):
+        await outbox.finish(SCHEDULER, message(1), 0.01)
+
+
+async def test_a_message_has_left_once_the_bus_has_taken_it() -> None:
+    outbox = Outbox(FailingBus())
+    first = await outbox.put(SCHEDULER, message(0))
+    assert not outbox.has_handed_over(first)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(outbox.run())
+        await outbox.finish(SCHEDULER, message(1), 10)
+        assert outbox.has_handed_over(first + 1)
+        second = await outbox.put(SCHEDULER, message(2))
+        assert not outbox.has_handed_over(second)
+        running.cancel()

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from anole_memd.core.region import HUGE_PAGE_BYTES, region_bytes
+from anole_memd.core.region import region_bytes
 from anole_memd.errors import BadRegionSize, OverBudget, TooManyLeases
 from anole_shared.ids import LeaseId
+from anole_shared.units import HUGE_PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,7 @@
 
 import re
 
-from anole_shared.units import MiB, round_up
-
-HUGE_PAGE_BYTES = 2 * MiB
-"""Regions are whole huge pages: those are given back far faster than pages of 4 KiB."""
+from anole_shared.units import HUGE_PAGE_BYTES, round_up
 
 _MAX_NAME_CHARS = 64
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")

@@ -194,6 +194,17 @@ class Engine:
         self.adapters.load_failed(adapter_id)
         return lost
 
+    def take_back(self, victims: Listing[AdapterId], now: float) -> list[AdapterId]:
+        """After a failed load: its victims whose memory was not given back are here again.
+
+        Returns those whose room is claimed by now: the shell must give their memory back.
+        """
+        return [
+            victim
+            for victim in victims
+            if not self.adapters.take_back(victim, self.adapter_sizes[victim], now)
+        ]
+
     def plan_step(self, now: float) -> Step | None:
         """Start what can start, then the next step: one token for each decode, prompts by chunks.
 

@@ -104,6 +104,18 @@ class AdapterCache:
         entry.move_to(Residency.ABSENT)
         del self._entries[adapter_id]
 
+    def take_back(self, adapter_id: AdapterId, size_bytes: int, now: float) -> bool:
+        """List a victim again whose memory was not given back after all.
+
+        False, with nothing changed, where its room has been claimed since, or it is to be loaded.
+        """
+        if adapter_id in self._entries or self.used_bytes + size_bytes > self.budget_bytes:
+            return False
+        self._entries[adapter_id] = _Entry(
+            size_bytes=size_bytes, residency=Residency.RESIDENT, last_used=now
+        )
+        return True
+
     def _victims(self, needed_bytes: int) -> tuple[AdapterId, ...] | None:
         """The least recently used idle adapters that free needed_bytes; None if all are too few."""
         idle = sorted(

@@ -85,7 +85,9 @@ def _load(file: AdapterFile, buffer: memoryview) -> LoadedAdapter:
 def _check_unchanged(file: AdapterFile, adapter: OpenAdapter) -> None:
     if adapter.fingerprints() != file.fingerprints:
         raise AdapterRefused(
-            file.path, "its files changed since they were validated; have the folder read again"
+            file.path,
+            "its files changed since they were validated; restart the worker, which "
+            "reads the folder again",
         )
 
 

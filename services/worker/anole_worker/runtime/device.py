@@ -38,7 +38,7 @@ class Device:
     def __init__(
         self, model_dir: Path, shape: ModelShape, settings: WorkerSettings, regions: RegionClient
     ) -> None:
-        """Load the model and take the KV pool; seconds.
+        """Load the model; seconds. The KV pool takes address space now, memory as it is written.
 
         Raises:
             ConfigurationError: the KV pool is too small for a single block.
@@ -60,6 +60,10 @@ class Device:
         """Run one forward pass; the token drawn for each row that asks for one."""
         wanted = {row.adapter_id for row in step.rows if row.adapter_id is not None}
         return self._runner.run(step, {name: self._held[name].loaded for name in wanted})
+
+    def check_memory(self) -> None:
+        """Raises MemdUnavailable where a lease would not even be answered."""
+        self._regions.check()
 
     def load_adapter(self, file: AdapterFile, headers: Mapping[str, str]) -> None:
         """Lease a region and bring the adapter's weights into it.

@@ -1,0 +1,105 @@
+"""The service around the engine, with a device that only says where it was made."""
+
+import asyncio
+import json
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from anole_shared.bus_memory import MemoryBus
+from anole_shared.clock import SystemClock
+from anole_shared.lifecycle import Resources
+from anole_shared.settings import CommonSettings
+from anole_shared.store_memory import MemoryStore
+from anole_shared.telemetry import Telemetry
+from anole_shared.units import HUGE_PAGE_BYTES
+from anole_worker.adapter_files import read
+from anole_worker.app import WorkerService
+from anole_worker.settings import WorkerSettings
+from tests.unit.worker.peft_folders import SHAPE, write_adapter
+
+CONFIG = {
+    "model_type": "llama",
+    "num_hidden_layers": SHAPE.num_layers,
+    "hidden_size": SHAPE.hidden_size,
+    "num_attention_heads": SHAPE.num_heads,
+    "num_key_value_heads": SHAPE.num_kv_heads,
+    "head_dim": SHAPE.head_dim,
+    "intermediate_size": SHAPE.intermediate_size,
+    "vocab_size": SHAPE.vocab_size,
+    "max_position_embeddings": SHAPE.max_model_len,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+}
+
+
+class StandIn:
+    """In the device's place."""
+
+    num_blocks = 16
+
+    def __init__(self, *_: object) -> None:
+        """Takes what a device takes."""
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+
+class DeviceModule(ModuleType):
+    """In the place of anole_worker.runtime.device: notes on which thread it is imported."""
+
+    def __init__(self) -> None:
+        super().__init__("anole_worker.runtime.device")
+        self.threads: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "Device":
+            raise AttributeError(name)
+        self.threads.append(threading.current_thread().name)
+        return StandIn
+
+
+def make_service(model_dir: Path, **settings: Any) -> WorkerService:
+    (model_dir / "config.json").write_text(json.dumps(CONFIG))
+    clock = SystemClock()
+    return WorkerService(
+        CommonSettings(),
+        WorkerSettings(**settings),
+        Resources(bus=MemoryBus(), store=MemoryStore(clock), clock=clock),
+        Telemetry("worker"),
+        model_dir,
+    )
+
+
+async def test_torch_is_imported_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = DeviceModule()
+    monkeypatch.setitem(sys.modules, "anole_worker.runtime.device", module)
+    ready, stop = asyncio.Event(), asyncio.Event()
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(make_service(tmp_path).run(ready=ready, stop=stop))
+        await ready.wait()
+        stop.set()
+    assert len(module.threads) == 1
+    assert module.threads[0].startswith("anole-engine")
+
+
+def test_the_ledger_counts_the_memory_that_is_leased(tmp_path: Path) -> None:
+    service = make_service(tmp_path)
+    engine = service._engine(16, [read(write_adapter(tmp_path / "x"), SHAPE)])
+    assert engine.adapter_sizes == {"x": HUGE_PAGE_BYTES}
+
+
+def test_an_adapter_whose_region_is_over_the_adapter_memory_is_refused(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapters" / "x")
+    service = make_service(
+        tmp_path, adapters=tmp_path / "adapters", adapter_bytes=HUGE_PAGE_BYTES - 1
+    )
+    files, refused = service._discover()
+    assert files == []
+    assert "raise ANOLE_WORKER_ADAPTER_BYTES" in refused[0][1]

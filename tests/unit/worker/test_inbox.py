@@ -1,0 +1,88 @@
+"""What a worker reports, and when it does not."""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from anole_shared.clock import SystemClock
+from anole_shared.ids import WorkerId
+from anole_shared.messages import AdaptersDiscovered, Message, WorkerCapacity, WorkerReported
+from anole_shared.telemetry import Telemetry
+from anole_shared.topology import SCHEDULER, Queue
+from anole_worker.inbox import Inbox
+from anole_worker.loop import EngineLoop
+from anole_worker.outbox import Outbox
+from tests.unit.worker.engines import make_engine
+from tests.unit.worker.test_loop import ScriptedDevice
+from tests.unit.worker.test_outbox import FailingBus, message
+
+WORKER = WorkerId("w")
+
+
+class CountingBus(FailingBus):
+    """Says when it has taken three messages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_three = asyncio.Event()
+
+    async def publish(self, queue: Queue, message: Message, headers: Mapping[str, str]) -> None:
+        await super().publish(queue, message, headers)
+        if len(self.taken) == 3:
+            self.has_three.set()
+
+
+def make_inbox(outbox: Outbox, thread: ThreadPoolExecutor) -> Inbox:
+    loop = EngineLoop(
+        worker_id=WORKER,
+        engine=make_engine(),
+        device=ScriptedDevice(),
+        files={},
+        outbox=outbox,
+        clock=SystemClock(),
+        tracer=Telemetry("worker").tracer,
+        engine_thread=thread,
+        loader_thread=thread,
+    )
+    capacity = WorkerCapacity(
+        max_num_seqs=4, num_blocks=16, block_size=4, max_model_len=64, adapter_bytes=20
+    )
+    return Inbox(
+        worker_id=WORKER,
+        model="tiny",
+        capacity=capacity,
+        files=[],
+        refused=[],
+        loop=loop,
+        outbox=outbox,
+    )
+
+
+async def test_reports_go_on_once_the_line_moves_again() -> None:
+    bus = CountingBus()
+    outbox = Outbox(bus)
+    with ThreadPoolExecutor(1) as thread:
+        async with asyncio.TaskGroup() as tasks:
+            reporting = tasks.create_task(make_inbox(outbox, thread).report_every(0))
+            for _ in range(100):
+                await asyncio.sleep(0)
+            publishing = tasks.create_task(outbox.run())
+            async with asyncio.timeout(10):
+                await bus.has_three.wait()
+            reporting.cancel()
+            publishing.cancel()
+    assert isinstance(bus.taken[0], AdaptersDiscovered)
+    assert isinstance(bus.taken[1], WorkerReported)
+    assert isinstance(bus.taken[2], WorkerReported)
+
+
+async def test_a_line_that_stands_still_holds_one_report() -> None:
+    outbox = Outbox(FailingBus())
+    with ThreadPoolExecutor(1) as thread:
+        async with asyncio.TaskGroup() as tasks:
+            reporting = tasks.create_task(make_inbox(outbox, thread).report_every(0))
+            for _ in range(100):
+                await asyncio.sleep(0)
+            reporting.cancel()
+    # The announcement and the first report were the first two: the next message is the third.
+    assert await outbox.put(SCHEDULER, message(0)) == 3
