@@ -68,8 +68,10 @@ async def run_services(
 ) -> None:
     """Run services side by side; ready when all of them are.
 
-    At stop they end one after the other, the last listed first: so list a service after those it
-    leans on. Where one fails, the rest are cancelled and the error is raised: a half-dead process
+    Each starts when the one before it is ready, so that no two of them import and load at the same
+    time (transformers' lazy imports fail at random when two threads race through them). At stop
+    they end one after the other, the last listed first: so list a service after those it leans on.
+    Where one fails, the rest are cancelled and the error is raised: a half-dead process
     is worse than one that is restarted.
     """
     async with asyncio.TaskGroup() as tasks:
@@ -77,13 +79,14 @@ async def run_services(
         for service in services:
             service_ready, service_stop = asyncio.Event(), asyncio.Event()
             run = service.run(ready=service_ready, stop=service_stop)
-            running.append((tasks.create_task(run, name=service.name), service_ready, service_stop))
-        for _, service_ready, _ in running:
+            running.append((tasks.create_task(run, name=service.name), service_stop))
             await _either(service_ready, stop)
+            if stop.is_set():
+                break
         if not stop.is_set():
             ready.set()
         await stop.wait()
-        for task, _, service_stop in reversed(running):
+        for task, service_stop in reversed(running):
             service_stop.set()
             await asyncio.wait([task])
 

@@ -211,3 +211,26 @@ async def test_a_pause_ends_at_once_when_stop_is_set() -> None:
 async def test_a_pause_without_a_stop_ends_by_itself() -> None:
     async with asyncio.timeout(10):
         await pause(asyncio.Event(), 0.01)
+
+
+async def test_a_service_starts_when_the_one_before_it_is_ready() -> None:
+    order: list[str] = []
+
+    class Slow:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def run(self, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
+            order.append(f"{self.name} starts")
+            await asyncio.sleep(0)
+            order.append(f"{self.name} is ready")
+            ready.set()
+            await stop.wait()
+            order.append(f"{self.name} ends")
+
+    all_ready, stop = asyncio.Event(), asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(run_services([Slow("a"), Slow("b")], ready=all_ready, stop=stop))
+        await all_ready.wait()
+        stop.set()
+    assert order == ["a starts", "a is ready", "b starts", "b is ready", "b ends", "a ends"]
