@@ -46,6 +46,7 @@ _IGNORED_LABEL = -100
 _WARMUP_STEPS = 10
 _DROPOUT = 0.05
 _MAX_NEW_TOKENS = 64
+_MAX_NEW_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
