@@ -34,7 +34,7 @@ Case = tuple[str | None, int]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The trained examples, ranks 8 to 64, and two random adapters of all modules."""
     if not (MODEL / "config.json").exists():
-        pytest.skip(f"no base model at {MODEL}; `anole model` makes it")
+        pytest.fail(f"no base model at {MODEL}; `anole model` makes it")
     root = tmp_path_factory.mktemp("adapters")
     hf_model = load_hf(MODEL)
     random = [

@@ -1,5 +1,6 @@
 """The public JSON of answers: whole ones and the chunks of streams, in OpenAI's shapes."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +24,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(ABC):
     """What all pieces of one answer share; the subclasses are the two endpoints' shapes."""
 
     request_id: str
@@ -73,11 +74,11 @@ class Reply:
             "choices": choices,
         }
 
-    def _whole_choice(self, text: str) -> Json:
-        raise NotImplementedError
+    @abstractmethod
+    def _whole_choice(self, text: str) -> Json: ...
 
-    def _chunk_choice(self, text: str | None) -> Json:
-        raise NotImplementedError
+    @abstractmethod
+    def _chunk_choice(self, text: str | None) -> Json: ...
 
 
 class ChatReply(Reply):
