@@ -53,7 +53,7 @@ from pathlib import Path
 from anole_worker.leases import RegionClient
 
 client = RegionClient(Path(sys.argv[1]), "worker-doomed")
-regions = [client.lease(2**20, purpose="doomed", headers={}) for _ in range(3)]
+regions = [client.lease(2**21, purpose="doomed", headers={}) for _ in range(3)]
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -123,7 +123,9 @@ def client(path: Path) -> Iterator[RegionClient]:
     client.close()
 
 
-def lease(client: RegionClient, num_bytes: int = 1, purpose: str = "french") -> Region:
+def lease(
+    client: RegionClient, num_bytes: int = HUGE_PAGE_BYTES, purpose: str = "french"
+) -> Region:
     return client.lease(num_bytes, purpose=purpose, headers={})
 
 
@@ -147,7 +149,7 @@ def traces_of(purpose: str, pid: int | str = "self") -> tuple[int, int]:
 
 @pytest.mark.usefixtures("memd")
 def test_a_region_is_writable_and_starts_with_zeros(client: RegionClient) -> None:
-    region = lease(client, HUGE_PAGE_BYTES + 1)
+    region = lease(client, 2 * HUGE_PAGE_BYTES - 1)
     assert region.num_bytes == len(region.buffer) == 2 * HUGE_PAGE_BYTES
     assert not any(region.buffer[-4096:])
     region.buffer[-5:] = b"anole"

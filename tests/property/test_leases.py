@@ -4,10 +4,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from anole_memd.core.lease import Lease, LeaseTable
-from anole_memd.core.region import region_bytes
 from anole_memd.errors import BadRegionSize, LeaseRefused, OverBudget, TooManyLeases
 from anole_shared.ids import LeaseId
-from anole_shared.units import HUGE_PAGE_BYTES
+from anole_shared.units import HUGE_PAGE_BYTES, region_bytes
 
 BUDGET_BYTES = 8 * HUGE_PAGE_BYTES + 1234
 MAX_LEASES = 3

@@ -3,18 +3,18 @@ import pytest
 from anole_memd.core.lease import LeaseTable
 from anole_memd.errors import BadRegionSize, OverBudget, TooManyLeases
 from anole_shared.ids import LeaseId
-from anole_shared.units import HUGE_PAGE_BYTES
+from anole_shared.units import HUGE_PAGE_BYTES, PAGE_BYTES
 
 
 def table_of(pages: int, max_leases: int = 100) -> LeaseTable:
     return LeaseTable(budget_bytes=pages * HUGE_PAGE_BYTES, max_leases_per_owner=max_leases)
 
 
-def test_a_lease_is_rounded_up_to_whole_huge_pages() -> None:
+def test_a_lease_is_rounded_up_to_whole_pages() -> None:
     table = table_of(4)
-    assert table.grant(1, 1).num_bytes == HUGE_PAGE_BYTES
-    assert table.grant(1, HUGE_PAGE_BYTES + 1).num_bytes == 2 * HUGE_PAGE_BYTES
-    assert table.leased_bytes == 3 * HUGE_PAGE_BYTES
+    assert table.grant(1, 1).num_bytes == PAGE_BYTES
+    assert table.grant(1, HUGE_PAGE_BYTES - 1).num_bytes == HUGE_PAGE_BYTES
+    assert table.leased_bytes == HUGE_PAGE_BYTES + PAGE_BYTES
     assert table.num_leases == 2
 
 
@@ -51,7 +51,7 @@ def test_a_lease_is_released_once_and_by_its_owner_only() -> None:
     table = table_of(1)
     lease = table.grant(1, 1)
     assert table.release(2, lease.lease_id) is None
-    assert table.leased_bytes == HUGE_PAGE_BYTES
+    assert table.leased_bytes == PAGE_BYTES
     assert table.release(1, lease.lease_id) == lease
     assert table.release(1, lease.lease_id) is None
     assert table.release(1, LeaseId("never granted")) is None

@@ -52,7 +52,7 @@ def lessor(telemetry: Telemetry) -> Iterator[Lessor]:
         lessor.holder_gone(owner)
 
 
-def ask(num_bytes: int = 1, headers: dict[str, str] | None = None) -> LeaseRequested:
+def ask(num_bytes: int = HUGE_PAGE_BYTES, headers: dict[str, str] | None = None) -> LeaseRequested:
     return LeaseRequested(
         num_bytes=num_bytes, holder="worker-1", purpose="french", headers=headers or {}
     )
@@ -65,14 +65,14 @@ def status_of(lessor: Lessor) -> tuple[int, int]:
     return report.leased_bytes, report.num_leases
 
 
-def granted(lessor: Lessor, num_bytes: int = 1, owner: int = ALICE) -> LeaseGranted:
+def granted(lessor: Lessor, num_bytes: int = HUGE_PAGE_BYTES, owner: int = ALICE) -> LeaseGranted:
     message = lessor.handle(owner, ask(num_bytes)).message
     assert isinstance(message, LeaseGranted)
     return message
 
 
 def test_a_grant_comes_with_a_descriptor_of_that_size(lessor: Lessor) -> None:
-    answer = lessor.handle(ALICE, ask(HUGE_PAGE_BYTES + 1))
+    answer = lessor.handle(ALICE, ask(2 * HUGE_PAGE_BYTES - 1))
     assert isinstance(answer.message, LeaseGranted)
     assert answer.message.num_bytes == 2 * HUGE_PAGE_BYTES
     assert answer.descriptor is not None

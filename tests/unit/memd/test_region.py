@@ -1,19 +1,6 @@
 import pytest
 
-from anole_memd.core.region import region_bytes, region_name
-from anole_shared.units import HUGE_PAGE_BYTES
-
-
-@pytest.mark.parametrize(
-    ("asked", "given"),
-    [
-        (1, HUGE_PAGE_BYTES),
-        (HUGE_PAGE_BYTES, HUGE_PAGE_BYTES),
-        (HUGE_PAGE_BYTES + 1, 2 * HUGE_PAGE_BYTES),
-    ],
-)
-def test_a_region_is_the_fewest_huge_pages_that_hold_what_was_asked(asked: int, given: int) -> None:
-    assert region_bytes(asked) == given
+from anole_memd.core.region import region_name
 
 
 @pytest.mark.parametrize(

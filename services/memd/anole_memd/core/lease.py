@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from anole_memd.core.region import region_bytes
 from anole_memd.errors import BadRegionSize, OverBudget, TooManyLeases
 from anole_shared.ids import LeaseId
-from anole_shared.units import HUGE_PAGE_BYTES
+from anole_shared.units import PAGE_BYTES, region_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,4 +105,4 @@ class LeaseTable:
             assert all(lease.owner == owner for lease in held.values())
         for lease in leases:
             assert lease.num_bytes > 0
-            assert lease.num_bytes % HUGE_PAGE_BYTES == 0
+            assert lease.num_bytes % PAGE_BYTES == 0

@@ -2,15 +2,8 @@
 
 import re
 
-from anole_shared.units import HUGE_PAGE_BYTES, round_up
-
 _MAX_NAME_CHARS = 64
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-def region_bytes(num_bytes: int) -> int:
-    """The size of the region that holds num_bytes."""
-    return round_up(num_bytes, HUGE_PAGE_BYTES)
 
 
 def region_name(purpose: str) -> str:
