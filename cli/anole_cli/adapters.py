@@ -8,8 +8,10 @@ from anole_cli.flags import read
 from anole_cli.models import model_dir
 from anole_shared.errors import ConfigurationError
 from anole_shared.settings import CommonSettings
-from anole_shared.units import MiB
+from anole_shared.units import MiB, region_bytes
 from anole_worker import adapter_files, model_shape
+
+_ITEMSIZE = 2
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -19,9 +21,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"no folder {folder}: give the folder that holds the adapters")
     shape = model_shape.read(model_dir(read(CommonSettings, arguments)))
     files, refused = adapter_files.discover(folder, shape)
-    print(f"{'adapter':<24} {'rank':>4} {'memory':>10}  targets")
+    print(f"{'adapter':<24} {'rank':>4} {'bfloat16':>10}  targets")
     for file in files:
-        size = f"{file.packed_bytes / MiB:.1f} MiB"
+        size = f"{region_bytes(file.packed_bytes(_ITEMSIZE)) / MiB:.1f} MiB"
         targets = ", ".join(module.removesuffix("_proj") for module in file.target_modules)
         print(f"{file.adapter_id:<24} {file.rank:>4} {size:>10}  {targets}")
     for name, reason in refused:

@@ -24,6 +24,8 @@ from anole_shared.units import GiB, MiB
 from anole_worker.model_shape import ModelShape
 from anole_worker.settings import WorkerSettings
 
+_ITEMSIZE = 2
+
 
 class Verdict(Enum):
     """How a check ended; only FAULT keeps Anole from serving."""
@@ -95,12 +97,12 @@ def check_machine(arguments: argparse.Namespace) -> Iterator[Finding]:
     settings = read(WorkerSettings, arguments)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    wanted = settings.kv_cache_bytes + settings.adapter_bytes
+    wanted = settings.memory_bytes
     what = (
         f"{os.cpu_count()} cores, {total / GiB:.0f} GiB memory; a worker takes "
         f"{wanted / GiB:.1f} GiB for KV cache and adapters beside its model"
     )
-    remedy = "lower ANOLE_WORKER_KV_CACHE_BYTES or ANOLE_WORKER_ADAPTER_BYTES"
+    remedy = "lower ANOLE_WORKER_MEMORY_BYTES"
     if wanted > total:
         yield Finding(Verdict.FAULT, what, remedy)
     elif wanted > free:
@@ -157,8 +159,10 @@ def _check_adapters(folder: Path | None, shape: ModelShape) -> Iterator[Finding]
         yield Finding(Verdict.FAULT, f"no adapter folder {folder}", "correct --adapters")
         return
     files, refused = adapter_files.discover(folder, shape)
-    total = sum(file.packed_bytes for file in files)
-    yield Finding(Verdict.GOOD, f"{len(files)} adapters in {folder}, {total / MiB:.0f} MiB")
+    total = sum(file.packed_bytes(_ITEMSIZE) for file in files)
+    yield Finding(
+        Verdict.GOOD, f"{len(files)} adapters in {folder}, {total / MiB:.0f} MiB in bfloat16"
+    )
     for name, reason in refused:
         yield Finding(Verdict.NOTE, f"adapter {name} is refused: {reason}", "mend or remove it")
 

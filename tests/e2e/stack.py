@@ -1,5 +1,6 @@
 """Anole as its users run it: child processes of the test, embedded or one process a service."""
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ def make_adapter_folder(target: Path) -> Path:
     """The example adapters, one more that only one test uses, and two that are broken."""
     shutil.copytree(EXAMPLES, target)
     shutil.copytree(target / "pirate", target / "fresh")
+    shutil.copytree(target / "pirate", target / "swapped")
     shutil.copytree(target / "shout", target / "cut-off")
     weights = target / "cut-off" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
@@ -47,7 +49,7 @@ class Stack:
             "ANOLE_GATEWAY_PORT": str(self.port),
             "ANOLE_WORKER_ADAPTERS": str(folder / "adapters"),
             "ANOLE_MEMD_SOCKET": str(folder / "memd.sock"),
-            "ANOLE_WORKER_KV_CACHE_BYTES": str(512 * 2**20),
+            "ANOLE_WORKER_MEMORY_BYTES": str(512 * 2**20),
             **variables,
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -82,6 +84,16 @@ class Stack:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
+
+    def until_listed(self, model: str) -> None:
+        """Wait until /v1/models names the model."""
+        deadline = time.monotonic() + START_S
+        while True:
+            with urllib.request.urlopen(f"{self.url}/v1/models", timeout=5) as answer:
+                if any(found["id"] == model for found in json.load(answer)["data"]):
+                    return
+            assert time.monotonic() < deadline, f"{model} is not listed:\n{self.logs()}"
+            time.sleep(0.2)
 
     def running_sequences(self) -> dict[str, int]:
         """What /metrics says of each worker."""

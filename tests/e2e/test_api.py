@@ -51,7 +51,7 @@ async def stream(client: AsyncOpenAI, model: str, question: str, max_tokens: int
 
 def test_the_models_are_the_base_and_every_sound_adapter(client: OpenAI) -> None:
     models = {model.id for model in client.models.list()}
-    assert models == {BASE, *STYLES, "fresh"}
+    assert models == {BASE, *STYLES, "fresh", "swapped"}
 
 
 async def test_four_adapters_and_the_base_stream_at_once_each_in_its_own_style(

@@ -8,14 +8,23 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, DynamicCache
 
-from anole_shared.ids import AdapterId
 from anole_worker import adapter_files, model_shape
+from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row
 from anole_worker.runtime.adapters import LoadedAdapter, load
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.model_runner import ModelRunner
 from anole_worker.runtime.weights import load_model
-from tests.unit.worker.tiny import ALL_LINEAR, load_hf, load_peft, make_adapter, row, step
+from tests.unit.worker.tiny import (
+    ALL_LINEAR,
+    adapter_of,
+    load_hf,
+    load_peft,
+    make_adapter,
+    no_grammars,
+    row,
+    step,
+)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -90,16 +99,19 @@ def greedy(model: PeftModel, prompts: Sequence[list[int]]) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def adapters(folders: dict[str, Path]) -> dict[AdapterId, LoadedAdapter]:
+def adapters(folders: dict[str, Path]) -> dict[Adapter, LoadedAdapter]:
     shape = model_shape.read(MODEL)
     files = [adapter_files.read(folder, shape) for folder in folders.values()]
-    return {file.adapter_id: load(file, bytearray(file.packed_bytes)) for file in files}
+    return {
+        adapter_of(file.adapter_id): load(file, bytearray(file.packed_bytes(4))) for file in files
+    }
 
 
 @pytest.fixture(scope="module")
 def runner() -> ModelRunner:
     weights = load_model(MODEL)
-    return ModelRunner(weights, KvCache(weights.shape, 20 * BLOCKS_PER_ROW, BLOCK_SIZE))
+    cache = KvCache(weights.shape, 20 * BLOCKS_PER_ROW, BLOCK_SIZE)
+    return ModelRunner(weights, cache, no_grammars(MODEL))
 
 
 class Stream:
@@ -135,15 +147,15 @@ class Stream:
 
 
 def run_all(
-    runner: ModelRunner, adapters: dict[AdapterId, LoadedAdapter], streams: Sequence[Stream]
+    runner: ModelRunner, adapters: dict[Adapter, LoadedAdapter], streams: Sequence[Stream]
 ) -> None:
     number = 0
     while any(len(stream.answer) < NUM_TOKENS for stream in streams):
         running = [s for s in streams if s.joins <= number and len(s.answer) < NUM_TOKENS]
         running.sort(key=lambda stream: stream.case[0] or "")
         drawn = runner.run(step(*(stream.row() for stream in running)), adapters)
-        for stream, token_id in zip(running, drawn, strict=True):
-            stream.took(token_id)
+        for stream, found in zip(running, drawn, strict=True):
+            stream.took(found.token_id)
         number += 1
 
 
@@ -155,11 +167,11 @@ def test_every_adapter_has_an_effect(expected: dict[Case, list[int]]) -> None:
 
 def test_a_sequence_alone_is_answered_as_peft_answers(
     runner: ModelRunner,
-    adapters: dict[AdapterId, LoadedAdapter],
+    adapters: dict[Adapter, LoadedAdapter],
     expected: dict[Case, list[int]],
     prompts: list[list[int]],
 ) -> None:
-    for index, name in enumerate([None, *adapters][::2]):
+    for index, name in enumerate([None, *(adapter.adapter_id for adapter in adapters)][::2]):
         question = index % len(prompts)
         stream = Stream((name, question), prompts[question], 0, joins=0, chunk=1000)
         run_all(runner, adapters, [stream])
@@ -168,7 +180,7 @@ def test_a_sequence_alone_is_answered_as_peft_answers(
 
 def test_sequences_of_all_adapters_together_are_answered_as_peft_answers(
     runner: ModelRunner,
-    adapters: dict[AdapterId, LoadedAdapter],
+    adapters: dict[Adapter, LoadedAdapter],
     expected: dict[Case, list[int]],
     prompts: list[list[int]],
 ) -> None:

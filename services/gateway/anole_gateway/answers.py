@@ -1,21 +1,27 @@
-"""A generation's text on its way to the client: whole, or as a stream."""
+"""A request's answer on its way to the client: whole, or as a stream."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from itertools import chain
+from typing import Any, TypeVar
 
 from aiohttp import web
 
+from anole_gateway.choices import Choice
 from anole_gateway.errors import ApiError, RequestTimedOut
 from anole_gateway.exchange import Exchange
 from anole_gateway.generation import Generation
+from anole_gateway.logprobs import Json
 from anole_gateway.middlewares import CLIENT_GONE, STATUS, error_of, json_response
-from anole_gateway.replies import Json, Reply, Usage
+from anole_gateway.replies import Reply, Usage
 from anole_gateway.sse import EventStream
 from anole_gateway.wire import StreamOptions
 
 _LAST_WORDS_S = 1.0
 """How long a stream that failed may take to be told so."""
+
+ResultT = TypeVar("ResultT")
 
 
 @asynccontextmanager
@@ -29,53 +35,50 @@ async def deadline(at_s: float) -> AsyncIterator[None]:
 
 
 class Answer:
-    """One generation's way to one client."""
+    """One request's way to one client: its choices side by side."""
 
     def __init__(
         self,
         http_request: web.Request,
         *,
         reply: Reply,
-        generation: Generation,
+        choices: Sequence[Choice],
         exchange: Exchange,
         num_prompt_tokens: int,
+        until_s: float,
     ) -> None:
+        """choices: nothing of them is submitted yet; until_s: when time is up."""
         self._http_request = http_request
         self._reply = reply
-        self._generation = generation
+        self._choices = choices
         self._exchange = exchange
         self._num_prompt_tokens = num_prompt_tokens
+        self._until_s = until_s
 
     async def whole(self) -> web.Response:
-        """Collect everything, then answer.
+        """Submit, collect everything, then answer.
 
         Raises:
-            ApiError: the generation failed.
+            ApiError: a generation failed.
         """
-        generation = self._generation
-        texts = []
         with self._counted():
-            while generation.finish_reason is None:
-                texts.append(await generation.read())
-                self._exchange.progress(generation.num_tokens)
-        body = self._reply.whole("".join(texts), generation.finish_reason, self._usage)
-        return json_response(body)
+            async with deadline(self._until_s):
+                choices = await self._side_by_side(self._collect)
+        return json_response(self._reply.whole(choices, self._usage))
 
-    async def stream(
-        self, options: StreamOptions, *, keep_alive_s: float, until_s: float
-    ) -> web.StreamResponse:
-        """Answer as the tokens come. Failures after the first event end the stream with an error.
+    async def stream(self, options: StreamOptions, *, keep_alive_s: float) -> web.StreamResponse:
+        """Submit and answer as the tokens come. What fails later ends the stream with an error.
 
         Raises:
-            ApiError: the generation failed before anything was sent.
+            ApiError: a generation failed before anything was sent.
         """
         events = EventStream(self._http_request)
         try:
             with self._counted():
-                async with deadline(until_s):
+                async with deadline(self._until_s):
                     await self._pump(events, options, keep_alive_s)
         except ConnectionError:
-            self._generation.abort("client went away")
+            self._abort("client went away")
             self._exchange.disconnected()
             self._http_request[STATUS] = CLIENT_GONE
         except Exception as fault:
@@ -84,37 +87,79 @@ class Answer:
             await self._fail(events, error_of(self._http_request, fault))
         return events.response
 
-    async def _pump(self, events: EventStream, options: StreamOptions, keep_alive_s: float) -> None:
-        generation, reply = self._generation, self._reply
-        opening = reply.opening()
-        waiting = [] if opening is None else [self._accounted(opening, options)]
+    async def _side_by_side(
+        self, work: Callable[[Choice], Coroutine[Any, Any, ResultT]]
+    ) -> list[ResultT]:
+        """Do it for every choice; where one fails, the others are ended and its fault is raised."""
+        if len(self._choices) == 1:
+            return [await work(self._choices[0])]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                working = [
+                    tasks.create_task(work(choice), name="gateway.choice")
+                    for choice in self._choices
+                ]
+        except ExceptionGroup as faults:
+            raise faults.exceptions[0] from None
+        return [task.result() for task in working]
+
+    async def _collect(self, choice: Choice) -> Json:
+        generation = choice.generation
+        await generation.submit()
+        texts = []
         while generation.finish_reason is None:
-            await self._keep_alive(events, keep_alive_s)
-            text = await generation.read()
+            texts.append(await generation.read())
             self._exchange.progress(generation.num_tokens)
-            if text:
-                waiting.append(self._accounted(reply.piece(text), options))
-            if waiting and generation.num_tokens and generation.finish_reason is None:
-                await events.send(*waiting)
-                waiting.clear()
-        waiting.append(self._accounted(reply.closing(generation.finish_reason), options))
+        return choice.whole("".join(texts))
+
+    async def _pump(self, events: EventStream, options: StreamOptions, keep_alive_s: float) -> None:
+        async def follow(choice: Choice) -> list[Json]:
+            last = await self._follow(choice, events, options, keep_alive_s)
+            if len(self._choices) == 1:
+                return last
+            await events.send(*last)
+            return []
+
+        waiting = list(chain.from_iterable(await self._side_by_side(follow)))
         if options.include_usage:
-            waiting.append(reply.accounts() | {"usage": self._usage.body})
+            waiting.append(self._reply.accounts() | {"usage": self._usage.body})
         await events.done(*waiting)
 
-    async def _keep_alive(self, events: EventStream, keep_alive_s: float) -> None:
+    async def _follow(
+        self, choice: Choice, events: EventStream, options: StreamOptions, keep_alive_s: float
+    ) -> list[Json]:
+        """Send a choice as it comes, but for its last chunks."""
+        generation = choice.generation
+        await generation.submit()
+        while True:
+            if generation.num_tokens == 0:
+                await self._keep_alive(generation, events, keep_alive_s)
+            text = await generation.read()
+            self._exchange.progress(generation.num_tokens)
+            chunks = choice.chunks(text)
+            if options.include_usage:
+                usage = self._usage.body if options.continuous_usage_stats else None
+                for chunk in chunks:
+                    chunk["usage"] = usage
+            if generation.finish_reason is not None:
+                return chunks
+            if chunks:
+                await events.send(*chunks)
+
+    @staticmethod
+    async def _keep_alive(generation: Generation, events: EventStream, keep_alive_s: float) -> None:
         """Until the first token is there, write a comment now and then."""
-        while self._generation.num_tokens == 0:
+        while generation.num_tokens == 0:
             try:
                 async with asyncio.timeout(keep_alive_s):
-                    await self._generation.arrival()
+                    await generation.arrival()
             except TimeoutError:
                 await events.comment()
             else:
                 return
 
     async def _fail(self, events: EventStream, error: ApiError) -> None:
-        self._generation.abort(error.code)
+        self._abort(error.code)
         self._exchange.fail(error)
         self._http_request[STATUS] = error.status
         try:
@@ -125,24 +170,25 @@ class Answer:
             if self._http_request.transport is not None:
                 self._http_request.transport.abort()
 
+    def _abort(self, reason: str) -> None:
+        for choice in self._choices:
+            choice.generation.abort(reason)
+
     @contextmanager
     def _counted(self) -> Iterator[None]:
         """Have the tokens counted at the end, however it comes."""
         try:
             yield
         finally:
-            generation = self._generation
-            self._exchange.generated(generation.num_tokens, generation.finish_reason)
-
-    def _accounted(self, chunk: Json, options: StreamOptions) -> Json:
-        """The chunk with the usage that the client asked for."""
-        if options.include_usage:
-            chunk["usage"] = self._usage.body if options.continuous_usage_stats else None
-        return chunk
+            self._exchange.generated(
+                [choice.num_tokens for choice in self._choices],
+                [choice.finish_reason for choice in self._choices],
+            )
 
     @property
     def _usage(self) -> Usage:
         return Usage(
             num_prompt_tokens=self._num_prompt_tokens,
-            num_output_tokens=self._generation.num_tokens,
+            num_cached_tokens=self._choices[0].generation.num_cached_tokens,
+            num_output_tokens=sum(choice.num_tokens for choice in self._choices),
         )

@@ -14,6 +14,7 @@ from anole_gateway.aborts import Aborts
 from anole_gateway.admission import Admission
 from anole_gateway.completions import Completions
 from anole_gateway.generation import Means
+from anole_gateway.grammars import Grammars
 from anole_gateway.health import Health
 from anole_gateway.metrics import Metrics
 from anole_gateway.middlewares import answer_errors, counting, identify, sign
@@ -21,6 +22,7 @@ from anole_gateway.models import Models
 from anole_gateway.registry import BaseModel, Registry
 from anole_gateway.settings import GatewaySettings
 from anole_gateway.streams import Streams
+from anole_gateway.tokenization import Tokenization
 from anole_gateway.tokenizer import Tokenizer
 from anole_shared.bus import Delivery
 from anole_shared.errors import BusUnavailable, ConfigurationError
@@ -65,6 +67,7 @@ class GatewayService:
         self._model_dir = model_dir
         self._streams = Streams()
         self._aborts = Aborts(resources.bus)
+        self._grammars = Grammars(model_dir)
         self._metrics = Metrics()
         self._admission = Admission(
             max_concurrent=settings.max_concurrent_requests, retry_after_s=settings.retry_after_s
@@ -90,6 +93,7 @@ class GatewayService:
         ):
             receiving = tasks.create_task(self._receive(deliveries), name="gateway.receive")
             aborting = tasks.create_task(self._aborts.run(), name="gateway.aborts")
+            compiling = tasks.create_task(self._grammars.run(), name="gateway.grammars")
             tasks.create_task(
                 keep_alive(self._resources, self.name, self.gateway_id, stop),
                 name="gateway.keep_alive",
@@ -100,6 +104,7 @@ class GatewayService:
             await self._drain(runner)
             receiving.cancel()
             aborting.cancel()
+            compiling.cancel()
 
     def _application(self, tokenizer: Tokenizer, base: BaseModel) -> web.Application:
         bus, store, clock = self._resources.bus, self._resources.store, self._resources.clock
@@ -109,6 +114,7 @@ class GatewayService:
             settings=self._settings,
             tokenizer=tokenizer,
             registry=registry,
+            grammars=self._grammars,
             admission=self._admission,
             streams=self._streams,
             means=Means(
@@ -119,6 +125,11 @@ class GatewayService:
                 retry_after_s=self._settings.retry_after_s,
             ),
             clock=clock,
+        )
+        tokenization = Tokenization(
+            tokenizer=tokenizer,
+            registry=registry,
+            max_body_bytes=self._settings.max_body_bytes,
         )
         models = Models(registry, created_s=int(clock.wall()))
         health = Health(bus=bus, store=store, admission=self._admission, metrics=self._metrics)
@@ -131,6 +142,8 @@ class GatewayService:
             [
                 web.post("/v1/chat/completions", completions.chat),
                 web.post("/v1/completions", completions.text),
+                web.post("/tokenize", tokenization.tokenize),
+                web.post("/detokenize", tokenization.detokenize),
                 web.get("/v1/models", models.list),
                 web.get("/v1/models/{model:.+}", models.show),
                 web.get("/health", health.health),

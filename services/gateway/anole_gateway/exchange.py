@@ -1,7 +1,7 @@
 """One completion as its operator sees it: the span, the times, the counts."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -121,17 +121,22 @@ class Exchange:
         self.span.set_attribute(Attribute.TIME_TO_FIRST_CHUNK, ttft_s)
         self._metrics.ttft.labels(*self._labels).observe(ttft_s)
 
-    def generated(self, num_output_tokens: int, finish_reason: str | None) -> None:
-        """No more tokens come; without a finish_reason, because of a failure."""
+    def generated(
+        self, nums_output_tokens: Sequence[int], finish_reasons: Sequence[str | None]
+    ) -> None:
+        """No more tokens come for any choice; without a finish_reason, because of a failure."""
+        num_output_tokens = sum(nums_output_tokens)
         self.span.set_attribute(Attribute.OUTPUT_TOKENS, num_output_tokens)
         if self._model is not None:
             self._metrics.generated_tokens.labels(self._model.name).inc(num_output_tokens)
-        if finish_reason is None:
+        reasons = [reason for reason in finish_reasons if reason is not None]
+        if len(reasons) < len(finish_reasons):
             return
-        self.span.set_attribute(Attribute.FINISH_REASONS, [finish_reason])
+        self.span.set_attribute(Attribute.FINISH_REASONS, reasons)
         self.span.set_attribute(Attribute.HTTP_STATUS, web.HTTPOk.status_code)
-        if self._first_token_s is not None and num_output_tokens > 1:
-            tpot_s = (self._clock.now() - self._first_token_s) / (num_output_tokens - 1)
+        longest = max(nums_output_tokens)
+        if self._first_token_s is not None and longest > 1:
+            tpot_s = (self._clock.now() - self._first_token_s) / (longest - 1)
             self._metrics.tpot.labels(*self._labels).observe(tpot_s)
 
     def fail(self, error: ApiError) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -12,18 +11,19 @@ from opentelemetry.trace import Span, SpanKind, Tracer
 from anole_gateway.aborts import Aborts
 from anole_gateway.errors import ApiError, InternalFailure, TooManyRequests, Unavailable
 from anole_gateway.metrics import Metrics
-from anole_gateway.stops import StopMatcher
 from anole_gateway.streams import Gap, Letter, Mailbox
-from anole_gateway.tokenizer import Detokenizer
+from anole_gateway.transcript import Transcript
 from anole_gateway.translate import error_of, finish_reason_of
 from anole_shared.bus import Bus
 from anole_shared.errors import BusUnavailable, QueueFull
 from anole_shared.messages import (
     FailureCode,
+    FinishReason,
     RequestAborted,
     RequestFailed,
     RequestSubmitted,
     SequenceOutput,
+    TokenLogprobs,
 )
 from anole_shared.telemetry import Attribute, SpanName, child_of, headers_of
 from anole_shared.topology import SCHEDULER
@@ -56,26 +56,35 @@ class Generation:
         self,
         order: RequestSubmitted,
         *,
-        stops: Sequence[str],
+        transcript: Transcript,
         mailbox: Mailbox,
-        detokenizer: Detokenizer,
         span: Span,
         means: Means,
     ) -> None:
-        """span: the request's; all that happens here becomes its children."""
+        """Submit nothing yet.
+
+        Args:
+            order: What to submit.
+            transcript: An empty one; all attempts write it.
+            mailbox: Where the answers come.
+            span: The request's; all that happens here becomes its children.
+            means: What to work with.
+        """
         self._first_order = order
         self._order = order
         self._mailbox = mailbox
-        self._detokenizer = detokenizer
-        self._matcher = StopMatcher(stops)
+        self._transcript = transcript
         self._span = span
         self._means = means
-        self._token_ids: list[int] = []
         self._num_earlier_tokens = 0
         self._num_losses = 0
         self._is_submitted = False
         self._is_failing = False
         self.finish_reason: str | None = None
+        self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        """There with the first token, where they were asked for: from the prompt's second on."""
+        self.num_cached_tokens = 0
+        """Tokens of the prompt that a worker did not have to compute, as far as it said so."""
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +106,7 @@ class Generation:
     @property
     def num_tokens(self) -> int:
         """Tokens so far, over all attempts."""
-        return len(self._token_ids)
+        return len(self._transcript.token_ids)
 
     async def submit(self) -> None:
         """Hand the request to the scheduler.
@@ -150,13 +159,15 @@ class Generation:
             ApiError: the request has failed for good.
         """
         await self.arrival()
-        texts: list[str] = []
+        text = ""
+        num_read = 0
         while self.finish_reason is None and (letter := self._mailbox.peek()) is not None:
-            if texts and not isinstance(letter, SequenceOutput):
+            if num_read and not isinstance(letter, SequenceOutput):
                 break
             self._mailbox.drop()
-            texts.append(await self._take(letter))
-        return "".join(texts)
+            text += await self._take(letter)
+            num_read += 1
+        return text
 
     def abort(self, reason: str) -> None:
         """Have the scheduler forget the request, if it still knows it."""
@@ -181,33 +192,50 @@ class Generation:
         if num_lost > 0:
             return await self._recover(_loss(letter, num_lost))
         if num_lost < 0:  # a second copy, as far as it goes
-            letter = replace(letter, token_ids=letter.token_ids[-num_lost:])
+            letter = replace(
+                letter,
+                token_ids=letter.token_ids[-num_lost:],
+                logprobs=letter.logprobs[-num_lost:],
+            )
         return self._absorb(letter)
 
     def _absorb(self, output: SequenceOutput) -> str:
-        if output.finish_reason is not None:
+        if output.prompt_logprobs or output.num_cached_tokens:
+            self._note(output)
+        reason = output.finish_reason
+        if reason is not None:
             self._is_submitted = False
-        texts = []
-        for token_id in output.token_ids:
-            self._token_ids.append(token_id)
-            texts.append(self._matcher.push(self._detokenizer.push(token_id)))
-            if self._matcher.is_matched:
+        transcript = self._transcript
+        hidden = self._first_order.stopping.stop_token_ids if reason is FinishReason.STOP else ()
+        text = ""
+        for index, token_id in enumerate(output.token_ids):
+            known = _logprobs_of(output, index) if transcript.has_logprobs else None
+            text += transcript.push(token_id, known, is_hidden=token_id in hidden)
+            if transcript.is_stopped:
                 self.finish_reason = "stop"
                 self.abort("stop string")
-                return "".join(texts)
-        if output.finish_reason is not None:
-            reason = finish_reason_of(output.finish_reason)
-            if reason is None:
-                self._is_failing = True
-            else:
-                texts.append(self._finish(reason))
-        return "".join(texts)
+                return text
+        return text if reason is None else text + self._end(reason)
+
+    def _note(self, output: SequenceOutput) -> None:
+        if output.prompt_logprobs:
+            self.prompt_logprobs = output.prompt_logprobs
+        if output.num_cached_tokens:
+            num_prompt_tokens = len(self._first_order.prompt_token_ids)
+            self.num_cached_tokens = min(output.num_cached_tokens, num_prompt_tokens)
+
+    def _end(self, reason: FinishReason) -> str:
+        word = finish_reason_of(reason)
+        if word is None:
+            self._is_failing = True
+            return ""
+        return self._finish(word)
 
     def _finish(self, reason: str) -> str:
         """The text that was held back; it may still complete a stop string."""
-        text = self._matcher.push(self._detokenizer.flush())
-        self.finish_reason = "stop" if self._matcher.is_matched else reason
-        return text + self._matcher.flush()
+        text = self._transcript.finish()
+        self.finish_reason = "stop" if self._transcript.is_stopped else reason
+        return text
 
     async def _recover(self, failure: RequestFailed) -> str:
         """Go on elsewhere, if that can help."""
@@ -221,21 +249,31 @@ class Generation:
 
         The scheduler ends the old attempt, where it still runs, when the new one comes.
         """
-        num_left = self._first_order.max_tokens - len(self._token_ids)
+        first, token_ids = self._first_order, self._transcript.token_ids
+        num_left = first.max_tokens - len(token_ids)
         if num_left < 1:
             self._is_submitted = False
             return self._finish("length")
         self._is_failing = False
-        self._num_earlier_tokens = self.num_tokens
+        self._num_earlier_tokens = len(token_ids)
         self._order = replace(
-            self._first_order,
+            first,
             attempt=self._order.attempt + 1,
-            prompt_token_ids=(*self._first_order.prompt_token_ids, *self._token_ids),
+            prompt_token_ids=(*first.prompt_token_ids, *token_ids),
             max_tokens=num_left,
+            # They came with the first token.
+            prompt_logprobs=None if token_ids else first.prompt_logprobs,
+            num_resumed_tokens=len(token_ids),
         )
         self._means.metrics.resubmitted.inc()
         await self.submit()
         return ""
+
+
+def _logprobs_of(output: SequenceOutput, index: int) -> TokenLogprobs:
+    if len(output.logprobs) != len(output.token_ids):
+        raise InternalFailure("the worker did not tell the tokens' log probabilities")
+    return output.logprobs[index]
 
 
 def _loss(output: SequenceOutput, num_lost: int) -> RequestFailed:

@@ -1,10 +1,12 @@
 """The public JSON of answers: whole ones and the chunks of streams, in OpenAI's shapes."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-Json = dict[str, object]
+from anole_gateway.logprobs import Entry, Json, chat_logprobs, text_logprobs
+from anole_gateway.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,7 +14,10 @@ class Usage:
     """Tokens of one request."""
 
     num_prompt_tokens: int
+    num_cached_tokens: int
+    """Of the prompt's."""
     num_output_tokens: int
+    """Of all its answers."""
 
     @property
     def body(self) -> Json:
@@ -20,6 +25,7 @@ class Usage:
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": self.num_output_tokens,
             "total_tokens": self.num_prompt_tokens + self.num_output_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
         }
 
 
@@ -31,6 +37,7 @@ class Reply(ABC):
     created_s: int
     """Unix time of the request."""
     model: str
+    vocabulary: Vocabulary
 
     prefix: ClassVar[str]
     whole_object: ClassVar[str]
@@ -40,30 +47,31 @@ class Reply(ABC):
     def reply_id(self) -> str:
         return f"{self.prefix}-{self.request_id}"
 
-    def whole(self, text: str, finish_reason: str, usage: Usage) -> Json:
+    def whole(self, choices: list[Json], usage: Usage) -> Json:
         """The answer of a request that does not stream."""
-        choice = self._whole_choice(text) | {"finish_reason": finish_reason}
-        return self._envelope(self.whole_object, [choice]) | {"usage": usage.body}
+        return self._envelope(self.whole_object, choices) | {"usage": usage.body}
 
-    def opening(self) -> Json | None:
-        """The chunk before the first text, if this shape has one."""
+    @abstractmethod
+    def choice(
+        self, index: int, text: str, entries: Sequence[Entry] | None, finish_reason: str
+    ) -> Json:
+        """One of a whole answer's choices; entries None: no log probabilities were asked for."""
+
+    def opening(self, index: int) -> Json | None:  # noqa: ARG002
+        """The chunk before a choice's first text, if this shape has one."""
         return None
 
-    def piece(self, text: str) -> Json:
-        """A chunk of text."""
-        return self._chunk(text, None)
+    def piece(self, index: int, text: str, entries: Sequence[Entry]) -> Json:
+        """A chunk of a choice's text, with the log probabilities that belong to it."""
+        return self._chunk(index, text, entries, None)
 
-    def closing(self, finish_reason: str) -> Json:
-        """The chunk that says why the answer ends here."""
-        return self._chunk(None, finish_reason)
+    def closing(self, index: int, entries: Sequence[Entry], finish_reason: str) -> Json:
+        """The chunk that says why a choice ends here."""
+        return self._chunk(index, None, entries, finish_reason)
 
     def accounts(self) -> Json:
         """The chunk that carries nothing but usage."""
         return self._envelope(self.chunk_object, [])
-
-    def _chunk(self, text: str | None, finish_reason: str | None) -> Json:
-        choice = self._chunk_choice(text) | {"finish_reason": finish_reason}
-        return self._envelope(self.chunk_object, [choice])
 
     def _envelope(self, kind: str, choices: list[Json]) -> Json:
         return {
@@ -75,10 +83,9 @@ class Reply(ABC):
         }
 
     @abstractmethod
-    def _whole_choice(self, text: str) -> Json: ...
-
-    @abstractmethod
-    def _chunk_choice(self, text: str | None) -> Json: ...
+    def _chunk(
+        self, index: int, text: str | None, entries: Sequence[Entry], finish_reason: str | None
+    ) -> Json: ...
 
 
 class ChatReply(Reply):
@@ -88,18 +95,34 @@ class ChatReply(Reply):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def opening(self) -> Json:
-        choice = self._chunk_choice("") | {"finish_reason": None}
-        choice["delta"] = {"role": "assistant", "content": ""}
+    def choice(
+        self, index: int, text: str, entries: Sequence[Entry] | None, finish_reason: str
+    ) -> Json:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": text},
+            "logprobs": None if entries is None else chat_logprobs(entries, self.vocabulary),
+            "finish_reason": finish_reason,
+        }
+
+    def opening(self, index: int) -> Json:
+        return self._delta(index, {"role": "assistant", "content": ""}, (), None)
+
+    def _chunk(
+        self, index: int, text: str | None, entries: Sequence[Entry], finish_reason: str | None
+    ) -> Json:
+        return self._delta(index, {} if text is None else {"content": text}, entries, finish_reason)
+
+    def _delta(
+        self, index: int, delta: Json, entries: Sequence[Entry], finish_reason: str | None
+    ) -> Json:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": chat_logprobs(entries, self.vocabulary) if entries else None,
+            "finish_reason": finish_reason,
+        }
         return self._envelope(self.chunk_object, [choice])
-
-    def _whole_choice(self, text: str) -> Json:
-        message = {"role": "assistant", "content": text}
-        return {"index": 0, "message": message, "logprobs": None}
-
-    def _chunk_choice(self, text: str | None) -> Json:
-        delta = {} if text is None else {"content": text}
-        return {"index": 0, "delta": delta, "logprobs": None}
 
 
 class TextReply(Reply):
@@ -109,8 +132,18 @@ class TextReply(Reply):
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
-    def _whole_choice(self, text: str) -> Json:
-        return {"index": 0, "text": text, "logprobs": None}
+    def choice(
+        self, index: int, text: str, entries: Sequence[Entry] | None, finish_reason: str | None
+    ) -> Json:
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": None if entries is None else text_logprobs(entries, self.vocabulary),
+            "finish_reason": finish_reason,
+        }
 
-    def _chunk_choice(self, text: str | None) -> Json:
-        return self._whole_choice(text or "")
+    def _chunk(
+        self, index: int, text: str | None, entries: Sequence[Entry], finish_reason: str | None
+    ) -> Json:
+        choice = self.choice(index, text or "", entries or None, finish_reason)
+        return self._envelope(self.chunk_object, [choice])

@@ -3,6 +3,8 @@
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
+import asyncio
+
 import orjson
 from aiohttp import web
 
@@ -20,14 +22,17 @@ _COMMENT = b": keep-alive\n\n"
 
 
 class EventStream:
-    """Writes events. Every method raises ConnectionError where the client is gone.
+    """Writes events, for several tasks if need be.
 
+    Every method raises ConnectionError where the client is gone.
     The response's head goes out with the first event: until then a failure can be an HTTP error.
     """
 
     def __init__(self, http_request: web.Request) -> None:
         self.response = web.StreamResponse(headers=_HEADERS)
         self._http_request = http_request
+        self._opening = asyncio.Lock()
+        self._is_open = False
 
     @property
     def has_begun(self) -> bool:
@@ -52,8 +57,11 @@ class EventStream:
         await self.response.write_eof()
 
     async def _write(self, data: bytes) -> None:
-        if not self.response.prepared:
-            await self.response.prepare(self._http_request)
+        if not self._is_open:
+            async with self._opening:
+                if not self._is_open:
+                    await self.response.prepare(self._http_request)
+                    self._is_open = True
         await self.response.write(data)
 
 

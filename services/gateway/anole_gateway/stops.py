@@ -8,24 +8,30 @@ class StopMatcher:
 
     Text that may be the beginning of a stop string is held back until the next text decides. What
     comes out does not depend on how the text was cut into pieces: of several stop strings the one
-    that ends first counts, of several that end together the longest.
+    that ends first counts, of several that end together the longest. Text that is exempt completes
+    no stop string, but may begin one.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """stops: none may be empty."""
+        """stops: at least one, and none may be empty."""
         self._stops = tuple(stops)
         self._held = ""
+        self._num_exempt = 0
+        """Characters at the begin of what is held in which no stop string may end."""
         self.is_matched = False
 
-    def push(self, text: str) -> str:
+    def push(self, text: str, *, is_exempt: bool = False) -> str:
         """What of the text so far may now be shown; nothing more after a match."""
-        if self.is_matched or not self._stops:
-            return "" if self.is_matched else text
+        if self.is_matched:
+            return ""
         held = self._held + text
+        if is_exempt:
+            self._num_exempt = len(held)
         begin = self._match(held)
         if begin is None:
             keep = min(self._possible_begin(held, stop) for stop in self._stops)
             self._held = held[keep:]
+            self._num_exempt = max(0, self._num_exempt - keep)
             return held[:keep]
         self.is_matched = True
         self._held = ""
@@ -38,7 +44,9 @@ class StopMatcher:
 
     def _match(self, text: str) -> int | None:
         found = [
-            (begin + len(stop), begin) for stop in self._stops if (begin := text.find(stop)) >= 0
+            (begin + len(stop), begin)
+            for stop in self._stops
+            if (begin := text.find(stop, max(0, self._num_exempt - len(stop) + 1))) >= 0
         ]
         return min(found)[1] if found else None
 

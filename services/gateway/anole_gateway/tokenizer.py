@@ -5,16 +5,21 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from anole_gateway.errors import InvalidRequest
+from anole_gateway.vocabulary import Vocabulary
 from anole_shared.errors import ConfigurationError
 
 _INLINE_CHARS = 4096
 """Up to here encoding takes about a millisecond; longer texts are encoded in a thread."""
+
+_INLINE_TOKENS = 512
+"""The same for decoding."""
 
 _MAX_HELD = 16
 """Tokens that may give no text before they are decoded as they are. No character of UTF-8 takes
@@ -70,22 +75,60 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        self.vocabulary = Vocabulary(self._backend)
 
-    async def encode(self, text: str) -> list[int]:
+    def check(self, token_ids: Sequence[int], *, param: str) -> None:
+        """See that the vocabulary has all of them.
+
+        Raises:
+            InvalidRequest: it does not; names param.
+        """
+        if token_ids and max(token_ids) >= self.vocab_size:
+            raise InvalidRequest(
+                f"{param}: token ids must be below {self.vocab_size}, the size of the model's "
+                "vocabulary",
+                param=param,
+            )
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokens of a bare prompt, with what the model wants at its begin (often nothing)."""
         if len(text) <= _INLINE_CHARS:
-            return self._encode(text, add_special_tokens=True)
-        return await asyncio.to_thread(self._encode, text, add_special_tokens=True)
+            return self._encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(self._encode, text, add_special_tokens=add_special_tokens)
 
-    async def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Tokens of a conversation up to where the assistant's next answer begins.
+    async def encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        add_generation_prompt: bool = True,
+        add_special_tokens: bool = False,
+    ) -> list[int]:
+        """Tokens of a conversation, as a rule up to where the assistant's next answer begins.
 
         Raises:
             InvalidRequest: the model's chat template refuses these messages.
         """
+        encode = partial(
+            self._encode_chat,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            add_special_tokens=add_special_tokens,
+        )
         if sum(len(message.content) for message in messages) <= _INLINE_CHARS:
-            return self._encode_chat(messages)
-        return await asyncio.to_thread(self._encode_chat, messages)
+            return encode()
+        return await asyncio.to_thread(encode)
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """The tokens' text, special tokens as well."""
+        if len(token_ids) <= _INLINE_TOKENS:
+            return self._decode(token_ids)
+        return await asyncio.to_thread(self._decode, token_ids)
+
+    async def locate(self, prompt: str | Sequence[int]) -> tuple[str, list[int]]:
+        """A prompt's text, and where in it each of its tokens begins."""
+        if len(prompt) <= _INLINE_TOKENS:
+            return self._locate(prompt)
+        return await asyncio.to_thread(self._locate, prompt)
 
     def detokenizer(self) -> Detokenizer:
         """A decoder for one sequence."""
@@ -95,17 +138,40 @@ class Tokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def _encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._backend.decode(list(token_ids), skip_special_tokens=False)
+        return text
+
+    def _locate(self, prompt: str | Sequence[int]) -> tuple[str, list[int]]:
+        if isinstance(prompt, str):
+            return prompt, [begin for begin, _ in self._backend.encode(prompt).offsets]
+        detokenizer = Detokenizer(self._decode)
+        pieces: list[str] = []
+        begins = []
+        num_chars = 0
+        for token_id in prompt:
+            begins.append(num_chars)
+            pieces.append(detokenizer.push(token_id))
+            num_chars += len(pieces[-1])
+        return "".join([*pieces, detokenizer.flush()]), begins
+
+    def _encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        add_generation_prompt: bool = True,
+        add_special_tokens: bool = False,
+    ) -> list[int]:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text: str = self._pretrained.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=False
+                turns, add_generation_prompt=add_generation_prompt, tokenize=False
             )
         except (jinja2.TemplateError, ValueError, TypeError) as fault:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {fault}", param="messages"
             ) from fault
-        return self._encode(text, add_special_tokens=False)
+        return self._encode(text, add_special_tokens=add_special_tokens)
 
 
 def load(model_dir: Path) -> Tokenizer:

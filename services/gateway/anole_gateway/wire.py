@@ -1,47 +1,33 @@
-"""The public JSON of requests: OpenAI's shapes, their limits, and what of them is not supported."""
+"""The public JSON of completions: OpenAI's shapes, their limits, and what is not supported."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
-import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
+from anole_gateway.bodies import Neutral
+from anole_gateway.constraints import Constrained
 from anole_gateway.errors import InvalidRequest, UnsupportedParameter
 
 MAX_STOPS = 4
 MAX_STOP_CHARS = 256
-
-Neutral = Mapping[str, Sequence[object]]
-"""Parameters that are not supported, with the values that change nothing and so are accepted."""
+MAX_STOP_TOKENS = 128
+MAX_BIASES = 1024
+MAX_BIAS = 100
+MAX_DIGITS = 9
+"""Of a token id; no vocabulary needs more."""
+MAX_CHOICES = 16
 
 _NEUTRAL: Neutral = {
-    "n": (1,),
-    "best_of": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "prompt_logprobs": (),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
-    "top_k": (0, -1),
-    "min_p": (0,),
     "use_beam_search": (False,),
-    "stop_token_ids": ([],),
     "bad_words": ([],),
     "allowed_token_ids": (),
     "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "echo": (False,),
+    "return_tokens_as_token_ids": (False,),
 }
 
 
@@ -65,27 +51,95 @@ def _stops(value: object) -> list[str]:
     return stops
 
 
-class GenerationRequest(BaseModel):
-    """What chat and text completions have in common. Unknown fields are ignored."""
+def _stop_tokens(value: object) -> list[int]:
+    tokens = [] if value is None else value
+    if not isinstance(tokens, list) or not all(_is_token(token) for token in tokens):
+        raise ValueError("must be a list of token ids, whole numbers from 0")
+    if len(tokens) > MAX_STOP_TOKENS:
+        raise ValueError(f"at most {MAX_STOP_TOKENS} token ids, not {len(tokens)}")
+    return tokens
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
+
+def _biases(value: object) -> dict[int, float]:
+    """OpenAI's map of token ids, as strings because JSON has no other keys, to numbers."""
+    given = {} if value is None else value
+    if not isinstance(given, dict) or not all(_is_bias(bias) for bias in given.values()):
+        raise ValueError(
+            f"must be an object of token ids with numbers from -{MAX_BIAS} to {MAX_BIAS}"
+        )
+    if len(given) > MAX_BIASES:
+        raise ValueError(f"at most {MAX_BIASES} token ids, not {len(given)}")
+    if not all(key.isascii() and key.isdigit() and len(key) <= MAX_DIGITS for key in given):
+        raise ValueError("its keys must be token ids, whole numbers from 0")
+    return {int(key): float(bias) for key, bias in given.items()}
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_bias(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= MAX_BIAS
+
+
+class GenerationRequest(Constrained):
+    """What chat and text completions have in common."""
+
     neutral: ClassVar[Neutral] = _NEUTRAL
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[int, float], PlainValidator(_biases)] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[str], PlainValidator(_stops)] = []
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: int | None = None
+    stop: Annotated[list[str], PlainValidator(_stops)] = Field(default_factory=list)
+    stop_token_ids: Annotated[list[int], PlainValidator(_stop_tokens)] = Field(default_factory=list)
+    ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    ignore_eos: bool | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
 
     @property
     def token_limit(self) -> int | None:
         """How many tokens the client wants at most, if it says."""
         return self.max_tokens
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to tell with each token's log probability; None tells nothing."""
+        raise NotImplementedError
+
+    @property
+    def is_echo(self) -> bool:
+        """Whether the answer begins with the prompt."""
+        return False
+
+    @property
+    def is_only_echo(self) -> bool:
+        """Whether the prompt is all of the answer."""
+        return False
+
+    def check(self) -> None:
+        super().check()
+        if self.best_of is not None and self.best_of != self.num_choices:
+            raise UnsupportedParameter(
+                "best_of is not supported; ask for n answers and choose among them",
+                param="best_of",
+            )
 
 
 def _text_of(content: object) -> str:
@@ -114,11 +168,15 @@ class Message(BaseModel):
     content: Annotated[str, BeforeValidator(_text_of)]
 
 
+Messages = Annotated[list[Message], Field(min_length=1)]
+
+
 class ChatRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
     neutral: ClassVar[Neutral] = {
         **_NEUTRAL,
+        "echo": (False,),
         "tools": ([],),
         "tool_choice": ("none", "auto"),
         "functions": ([],),
@@ -134,13 +192,26 @@ class ChatRequest(GenerationRequest):
         "documents": ([],),
     }
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @property
     def token_limit(self) -> int | None:
         """max_completion_tokens replaces the older max_tokens."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest(
+                'top_logprobs: needs "logprobs": true beside it', param="top_logprobs"
+            )
 
 
 def _one_prompt(value: object) -> str | list[int]:
@@ -154,7 +225,7 @@ def _one_prompt(value: object) -> str | list[int]:
         value = value[0]
     if isinstance(value, str):
         return value
-    if not all(type(token) is int and token >= 0 for token in value):
+    if not all(_is_token(token) for token in value):
         raise ValueError("token ids must be whole numbers from 0")
     return value
 
@@ -165,60 +236,31 @@ class CompletionRequest(GenerationRequest):
     neutral: ClassVar[Neutral] = {**_NEUTRAL, "suffix": ("",), "add_special_tokens": (True,)}
 
     prompt: Annotated[str | list[int], PlainValidator(_one_prompt)]
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
 
+    @property
+    def token_limit(self) -> int | None:
+        """At least one: where only the prompt is wanted, a token is generated and dropped."""
+        return 1 if self.max_tokens == 0 else self.max_tokens
 
-RequestT = TypeVar("RequestT", bound=GenerationRequest)
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
+    @property
+    def is_echo(self) -> bool:
+        return bool(self.echo)
 
-def read(shape: type[RequestT], body: bytes) -> RequestT:
-    """The request in body.
+    @property
+    def is_only_echo(self) -> bool:
+        return self.is_echo and self.max_tokens == 0
 
-    Raises:
-        InvalidRequest: no JSON, or not of that shape; param names the field.
-        UnsupportedParameter: it asks for what Anole does not do.
-    """
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as fault:
-        raise InvalidRequest(f"the body is not JSON: {fault}") from None
-    if not isinstance(fields, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    try:
-        request = shape.model_validate(fields)
-    except ValidationError as fault:
-        first = fault.errors(include_url=False, include_input=False)[0]
-        param = ".".join(str(step) for step in first["loc"])
-        raise InvalidRequest(f"{param}: {_sentence(first['msg'])}", param=param) from None
-    _refuse_unsupported(fields, shape.neutral)
-    _refuse_min_tokens(request)
-    return request
-
-
-def _sentence(message: str) -> str:
-    return message.removeprefix("Value error, ").replace("Input should", "should")
-
-
-def _refuse_unsupported(fields: Mapping[str, object], neutral: Neutral) -> None:
-    for name in sorted(fields.keys() & neutral.keys()):
-        value = fields[name]
-        if value is not None and not any(_is_same(value, one) for one in neutral[name]):
-            raise UnsupportedParameter(
-                f"{name} is not supported with this value; leave it out", param=name
+    def check(self) -> None:
+        super().check()
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequest(
+                "max_tokens: should be greater than or equal to 1; 0 goes with echo only",
+                param="max_tokens",
             )
-
-
-def _is_same(value: object, other: object) -> bool:
-    """Equal, where false is not 0 and true is not 1."""
-    return value == other and isinstance(value, bool) == isinstance(other, bool)
-
-
-def _refuse_min_tokens(request: GenerationRequest) -> None:
-    """min_tokens is kept where nothing can end the answer before max_tokens; else not supported."""
-    limit = request.token_limit
-    if not request.min_tokens:
-        return
-    if not request.ignore_eos or request.stop or not limit or limit < request.min_tokens:
-        raise UnsupportedParameter(
-            "min_tokens is supported only with ignore_eos and max_tokens, and without stop",
-            param="min_tokens",
-        )

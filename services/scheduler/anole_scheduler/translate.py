@@ -200,7 +200,9 @@ def sequence_of(submitted: messages.RequestSubmitted) -> messages.SequenceAdmitt
         prompt_token_ids=submitted.prompt_token_ids,
         max_tokens=submitted.max_tokens,
         sampling=submitted.sampling,
-        ignore_eos=submitted.ignore_eos,
+        stopping=submitted.stopping,
+        prompt_logprobs=submitted.prompt_logprobs,
+        num_resumed_tokens=submitted.num_resumed_tokens,
     )
 
 

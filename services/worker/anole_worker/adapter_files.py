@@ -17,7 +17,6 @@ from pathlib import Path
 
 from anole_shared.errors import ConfigurationError
 from anole_shared.ids import AdapterId
-from anole_shared.units import HUGE_PAGE_BYTES, round_up
 from anole_worker import adapter_config
 from anole_worker.adapter_config import CONFIG_NAME
 from anole_worker.adapter_tensors import ModuleTensors, match_modules
@@ -54,17 +53,16 @@ class AdapterFile:
     rank: int
     """The largest of its modules' ranks."""
     target_modules: tuple[str, ...]
-    packed_bytes: int
-    """Its weights as fp32."""
+    num_weights: int
+    """Numbers in all its tensors."""
     generation: str
     """Changes with the content."""
     fingerprints: tuple[Fingerprint, Fingerprint]
     """Of the configuration and of the weights."""
 
-    @property
-    def leased_bytes(self) -> int:
-        """Memory that it takes once loaded: the region of memd that holds its weights."""
-        return round_up(self.packed_bytes, HUGE_PAGE_BYTES)
+    def packed_bytes(self, itemsize: int) -> int:
+        """Memory of its weights where each number takes itemsize bytes."""
+        return self.num_weights * itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +99,7 @@ def read(folder: Path, shape: ModelShape) -> AdapterFile:
 
     Raises AdapterRefused, which names the file, what is wrong with it and what to do.
     """
-    if not _ID.fullmatch(folder.name):
+    if not is_id(folder.name):
         raise AdapterRefused(
             folder,
             "its name is no adapter id; rename the folder to at most 128 letters, digits and "
@@ -122,7 +120,7 @@ def read(folder: Path, shape: ModelShape) -> AdapterFile:
             target_modules=tuple(
                 module for module in MODULE_PATHS if any(t.module == module for t in modules)
             ),
-            packed_bytes=sum(tensors.packed_bytes for tensors in modules),
+            num_weights=sum(tensors.num_weights for tensors in modules),
             generation=generation.hexdigest()[:16],
             fingerprints=fingerprints,
         )
@@ -158,14 +156,29 @@ def discover(
     refused: list[tuple[str, str]] = []
     for folder in (root / name for name in sorted(names)):
         try:
-            if any(_is_there(folder / name) for name in (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME)):
-                _check_inside(folder, root)
-                found.append(_unchanged(by_path.get(folder)) or read(folder, shape))
+            known_file = by_path.get(folder)
+            if known_file is not None and is_unchanged(known_file):
+                found.append(known_file)
+            elif (file := inspect(folder, root, shape)) is not None:
+                found.append(file)
         except AdapterRefused as error:
-            refused.append(_told(folder, error))
-        except OSError as error:
-            refused.append(_told(folder, _unreadable(folder, error)))
+            refused.append(told(folder, error))
     return found, refused
+
+
+def inspect(folder: Path, root: Path, shape: ModelShape) -> AdapterFile | None:
+    """Validate one adapter under the root; None where there is none.
+
+    Raises AdapterRefused.
+    """
+    try:
+        names = (CONFIG_NAME, WEIGHTS_NAME, PICKLE_NAME)
+        if not any(_is_there(folder / name) for name in names):
+            return None
+        _check_inside(folder, root)
+        return read(folder, shape)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
 
 
 def _may_hold(entry: os.DirEntry[str]) -> bool:
@@ -194,7 +207,7 @@ def _unreadable(path: Path, error: OSError) -> AdapterRefused:
     return AdapterRefused(path, f"it cannot be read ({error.strerror}): {remedy}")
 
 
-def _told(folder: Path, error: AdapterRefused) -> tuple[str, str]:
+def told(folder: Path, error: AdapterRefused) -> tuple[str, str]:
     """A refused folder's name and the reason, without the path that leads to the folder."""
     reason = error.reason
     if error.path != folder:
@@ -274,11 +287,15 @@ def _fingerprint(status: os.stat_result) -> Fingerprint:
     return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _unchanged(file: AdapterFile | None) -> AdapterFile | None:
-    if file is None:
-        return None
+def is_unchanged(file: AdapterFile) -> bool:
+    """Whether the files are still those that were validated."""
     try:
         now = tuple(_fingerprint((file.path / n).stat()) for n in (CONFIG_NAME, WEIGHTS_NAME))
     except OSError:
-        return None
-    return file if now == file.fingerprints else None
+        return False
+    return now == file.fingerprints
+
+
+def is_id(name: str) -> bool:
+    """Whether an adapter can bear the name; such a name never leads out of a folder."""
+    return _ID.fullmatch(name) is not None

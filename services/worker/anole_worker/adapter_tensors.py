@@ -10,7 +10,6 @@ from anole_worker.errors import AdapterRefused
 from anole_worker.model_shape import MODULE_PATHS, SITES, ModelShape
 from anole_worker.safetensors_header import TensorSpan
 
-_FP32_BYTES = 4
 _NAME = re.compile(
     r"base_model\.model\.model\.layers\.(?P<layer>0|[1-9][0-9]{0,5})\.(?P<path>[a-z_.]+)"
     r"\.lora_(?P<side>[AB])\.weight"
@@ -39,9 +38,9 @@ class ModuleTensors:
         return _SITE_OF[self.module]
 
     @property
-    def packed_bytes(self) -> int:
-        """Memory of both factors as fp32."""
-        return _FP32_BYTES * self.rank * (self.a.shape[1] + self.b.shape[0])
+    def num_weights(self) -> int:
+        """Numbers in both factors."""
+        return self.rank * (self.a.shape[1] + self.b.shape[0])
 
 
 def match_modules(

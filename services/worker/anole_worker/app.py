@@ -4,7 +4,8 @@ import asyncio
 import logging
 import os
 import socket
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,23 +16,27 @@ from anole_shared.messages import WorkerCapacity, WorkerLeft
 from anole_shared.settings import CommonSettings
 from anole_shared.telemetry import Telemetry
 from anole_shared.topology import SCHEDULER, worker_queue
-from anole_worker import adapter_files, model_shape
-from anole_worker.adapter_files import AdapterFile
+from anole_worker import model_shape
+from anole_worker.catalog import Catalog
+from anole_worker.core import eviction
 from anole_worker.core.blocks import BlockPool
 from anole_worker.core.engine import Engine, EngineLimits
+from anole_worker.core.memory import Memory
+from anole_worker.core.prefetch import ArrivalHistogram
 from anole_worker.core.residency import AdapterCache
 from anole_worker.inbox import Inbox
 from anole_worker.leases import RegionClient
+from anole_worker.loader import Loader
 from anole_worker.loop import EngineLoop
 from anole_worker.outbox import Outbox
-from anole_worker.settings import WorkerSettings
+from anole_worker.settings import MAX_NUM_WAITING, WorkerSettings
 
 if TYPE_CHECKING:
     from anole_worker.runtime.device import Device
 
 log = logging.getLogger(__name__)
 
-_MAX_NUM_WAITING = 1024
+_MAX_PREDICTED = 2048
 _DRAIN_S = 3.0
 
 
@@ -61,70 +66,81 @@ class WorkerService:
         with (
             ThreadPoolExecutor(1, "anole-engine") as engine_thread,
             ThreadPoolExecutor(1, "anole-loader") as loader_thread,
+            ThreadPoolExecutor(1, "anole-files") as files_thread,
         ):
-            await self._run(engine_thread, loader_thread, ready=ready, stop=stop)
+            threads = _Threads(engine=engine_thread, loader=loader_thread, files=files_thread)
+            await self._run(threads, ready=ready, stop=stop)
 
-    async def _run(
-        self,
-        engine_thread: ThreadPoolExecutor,
-        loader_thread: ThreadPoolExecutor,
-        *,
-        ready: asyncio.Event,
-        stop: asyncio.Event,
-    ) -> None:
+    async def _run(self, threads: "_Threads", *, ready: asyncio.Event, stop: asyncio.Event) -> None:
         run_in = asyncio.get_running_loop().run_in_executor
-        files, refused = await run_in(loader_thread, self._discover)
-        device = await run_in(engine_thread, self._device)
+        device = await run_in(threads.engine, self._device)
         try:
-            engine = self._engine(device.num_blocks, files)
-            outbox = Outbox(self._resources.bus)
-            loop = EngineLoop(
-                worker_id=self.worker_id,
-                engine=engine,
-                device=device,
-                files={file.adapter_id: file for file in files},
-                outbox=outbox,
-                clock=self._resources.clock,
-                tracer=self._telemetry.tracer,
-                engine_thread=engine_thread,
-                loader_thread=loader_thread,
+            catalog = Catalog(
+                self._settings.adapters,
+                self._shape,
+                itemsize=device.itemsize,
+                max_bytes=self._settings.memory_bytes,
             )
-            inbox = Inbox(
-                worker_id=self.worker_id,
-                model=self._common.model_name or self._model_dir.name,
-                capacity=self._capacity(engine),
-                files=files,
-                refused=refused,
-                loop=loop,
-                outbox=outbox,
-            )
-            await self._serve(inbox, loop, outbox, ready=ready, stop=stop)
+            await run_in(threads.files, catalog.scan)
+            parts = self._parts(device, catalog, threads)
+            await self._serve(parts, ready=ready, stop=stop)
         finally:
-            await run_in(loader_thread, lambda: None)
-            await run_in(engine_thread, device.close)
+            await run_in(threads.loader, lambda: None)
+            await run_in(threads.engine, device.close)
 
-    async def _serve(
-        self,
-        inbox: Inbox,
-        loop: EngineLoop,
-        outbox: Outbox,
-        *,
-        ready: asyncio.Event,
-        stop: asyncio.Event,
-    ) -> None:
+    def _parts(self, device: "Device", catalog: Catalog, threads: "_Threads") -> "_Parts":
+        engine = self._engine(device.block_bytes)
+        outbox = Outbox(self._resources.bus)
+        loader = Loader(
+            worker_id=self.worker_id,
+            engine=engine,
+            device=device,
+            catalog=catalog,
+            outbox=outbox,
+            clock=self._resources.clock,
+            tracer=self._telemetry.tracer,
+            thread=threads.loader,
+        )
+        loop = EngineLoop(
+            worker_id=self.worker_id,
+            engine=engine,
+            device=device,
+            catalog=catalog,
+            loader=loader,
+            outbox=outbox,
+            clock=self._resources.clock,
+            tracer=self._telemetry.tracer,
+            engine_thread=threads.engine,
+            files_thread=threads.files,
+        )
+        inbox = Inbox(
+            worker_id=self.worker_id,
+            model=self._common.model_name or self._model_dir.name,
+            capacity=self._capacity(engine),
+            catalog=catalog,
+            loop=loop,
+            outbox=outbox,
+            files_thread=threads.files,
+        )
+        return _Parts(inbox=inbox, loop=loop, outbox=outbox)
+
+    async def _serve(self, parts: "_Parts", *, ready: asyncio.Event, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:
-            publishing = tasks.create_task(outbox.run(), name="worker outbox")
+            publishing = tasks.create_task(parts.outbox.run(), name="worker outbox")
             alive = keep_alive(self._resources, self.name, self.worker_id, stop)
             tasks.create_task(alive, name="worker liveness")
+            scanning = parts.inbox.scan_every(self._settings.scan_s)
             serving = [
-                tasks.create_task(loop.run_steps(), name="worker steps"),
-                tasks.create_task(loop.run_loads(), name="worker loads"),
-                tasks.create_task(self._listen(inbox, ready), name="worker inbox"),
+                tasks.create_task(parts.loop.run_steps(), name="worker steps"),
+                tasks.create_task(parts.loop.run_loads(), name="worker loads"),
+                tasks.create_task(scanning, name="worker adapter folder"),
+                tasks.create_task(self._listen(parts.inbox, ready), name="worker inbox"),
             ]
             await stop.wait()
             for task in serving:
                 task.cancel()
-            await outbox.finish(SCHEDULER, WorkerLeft(worker_id=self.worker_id), _DRAIN_S)
+            left = WorkerLeft(worker_id=self.worker_id)
+            await parts.outbox.finish(SCHEDULER, left, _DRAIN_S)
             publishing.cancel()
 
     async def _listen(self, inbox: Inbox, ready: asyncio.Event) -> None:
@@ -147,46 +163,45 @@ class WorkerService:
         regions = RegionClient(self._common.memd_socket, self.worker_id)
         return Device(self._model_dir, self._shape, self._settings, regions)
 
-    def _discover(self) -> tuple[list[AdapterFile], list[tuple[str, str]]]:
-        if self._settings.adapters is None:
-            return [], []
-        found, refused = adapter_files.discover(self._settings.adapters, self._shape)
-        budget_bytes = self._settings.adapter_bytes
-        too_large = "takes {} bytes, adapter memory is {}: raise ANOLE_WORKER_ADAPTER_BYTES"
-        files = [file for file in found if file.leased_bytes <= budget_bytes]
-        refused += [
-            (file.adapter_id, too_large.format(file.leased_bytes, budget_bytes))
-            for file in found
-            if file.leased_bytes > budget_bytes
-        ]
-        for name, reason in refused:
-            log.error("adapter %s in %s is refused: %s", name, self._settings.adapters, reason)
-        log.info("%d adapters in %s", len(files), self._settings.adapters)
-        return files, refused
-
-    def _engine(self, num_blocks: int, files: list[AdapterFile]) -> Engine:
+    def _engine(self, block_bytes: int) -> Engine:
+        settings = self._settings
         limits = EngineLimits(
-            max_num_seqs=self._settings.max_num_seqs,
-            max_num_waiting=_MAX_NUM_WAITING,
-            token_budget=max(self._settings.token_budget, self._settings.max_num_seqs),
-            block_size=self._settings.block_size,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_waiting=MAX_NUM_WAITING,
+            token_budget=max(settings.token_budget, settings.max_num_seqs),
+            block_size=settings.block_size,
             vocab_size=self._shape.vocab_size,
-            bypass_s=self._settings.bypass_s,
+            max_loads=settings.max_loads,
+            bypass_s=settings.bypass_s,
         )
-        return Engine(
-            limits,
-            BlockPool(num_blocks),
-            AdapterCache(self._settings.adapter_bytes),
-            frozenset(self._shape.eos_token_ids),
-            {file.adapter_id: file.leased_bytes for file in files},
-        )
+        policy = eviction.by_name(settings.eviction_window_s)[settings.eviction]
+        blocks = BlockPool(settings.memory_bytes // block_bytes)
+        memory = Memory(settings.memory_bytes, block_bytes, blocks, AdapterCache(policy))
+        predictor = ArrivalHistogram(_MAX_PREDICTED) if settings.predictive_prefetch else None
+        return Engine(limits, memory, frozenset(self._shape.eos_token_ids), predictor)
 
     def _capacity(self, engine: Engine) -> WorkerCapacity:
-        num_blocks, block_size = engine.blocks.num_blocks, engine.limits.block_size
+        num_blocks, block_size = engine.memory.blocks.num_blocks, engine.limits.block_size
         return WorkerCapacity(
             max_num_seqs=engine.limits.max_num_seqs,
             num_blocks=num_blocks,
             block_size=block_size,
             max_model_len=min(self._shape.max_model_len, num_blocks * block_size),
-            adapter_bytes=engine.adapters.budget_bytes,
+            adapter_bytes=engine.memory.budget_bytes,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Threads:
+    """One thread each, so that none of them waits for another."""
+
+    engine: Executor
+    loader: Executor
+    files: Executor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    inbox: Inbox
+    loop: EngineLoop
+    outbox: Outbox

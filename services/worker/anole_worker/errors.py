@@ -17,6 +17,10 @@ class ModelRefused(ConfigurationError):
         self.reason = reason
 
 
+class UnknownAdapter(AnoleError):
+    """No adapter of that name can be served here; the message says why."""
+
+
 class AdapterRefused(AnoleError):
     """An adapter's folder is one that the worker cannot, or must not, use."""
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+from concurrent.futures import Executor
 
 from anole_shared.bus import Delivery
+from anole_shared.errors import ConfigurationError
 from anole_shared.ids import WorkerId
 from anole_shared.messages import (
     AdapterPrefetchRequested,
@@ -14,10 +16,13 @@ from anole_shared.messages import (
     WorkerReported,
 )
 from anole_shared.topology import SCHEDULER
-from anole_worker.adapter_files import AdapterFile
+from anole_worker.catalog import Catalog
+from anole_worker.core.adapter import Adapter
+from anole_worker.core.residency import Residency
+from anole_worker.errors import UnknownAdapter
 from anole_worker.loop import EngineLoop
 from anole_worker.outbox import Outbox
-from anole_worker.translate import record_of, refused_record, sequence_of
+from anole_worker.translate import sequence_of
 
 log = logging.getLogger(__name__)
 
@@ -34,27 +39,26 @@ class Inbox:
         worker_id: WorkerId,
         model: str,
         capacity: WorkerCapacity,
-        files: list[AdapterFile],
-        refused: list[tuple[str, str]],
+        catalog: Catalog,
         loop: EngineLoop,
         outbox: Outbox,
+        files_thread: Executor,
     ) -> None:
+        """files_thread: for looking at adapters' files."""
         self._worker_id = worker_id
         self._model = model
         self._capacity = capacity
+        self._catalog = catalog
         self._loop = loop
         self._outbox = outbox
-        records = [record_of(file) for file in files]
-        records += [refused_record(name, reason) for name, reason in refused]
-        self._announcement = AdaptersDiscovered(worker_id=worker_id, adapters=tuple(records))
+        self._files_thread = files_thread
 
     async def receive(self, delivery: Delivery) -> None:
         """Act on one message."""
         message = delivery.message
         match message:
             case SequenceAdmitted():
-                now = self._loop.clock.now()
-                await self._loop.admit(sequence_of(message, now), delivery.headers)
+                await self._admit(message, delivery)
             case SequenceAborted():
                 await self._loop.abort(message.request_id)
             case AdapterPrefetchRequested():
@@ -63,27 +67,65 @@ class Inbox:
                 log.error("a worker does not take %s", message.type)
         await delivery.ack()
 
+    async def _admit(self, message: SequenceAdmitted, delivery: Delivery) -> None:
+        """Give the sequence to the engine, with its adapter as it is on disk at this moment."""
+        now = self._loop.clock.now()
+        try:
+            adapter = await self._adapter_of(message)
+        except UnknownAdapter as fault:
+            await self._loop.refuse(sequence_of(message, None, now), str(fault), delivery.headers)
+            return
+        await self._loop.admit(sequence_of(message, adapter, now), delivery.headers)
+
+    async def _adapter_of(self, message: SequenceAdmitted) -> Adapter | None:
+        if message.adapter_id is None:
+            return None
+        before = self._catalog.known(message.adapter_id)
+        run_in = asyncio.get_running_loop().run_in_executor
+        found = await run_in(self._files_thread, self._catalog.find, message.adapter_id)
+        if before is not None and before.adapter != found.adapter:
+            self._loop.engine.retire(before.adapter)
+        return found.adapter
+
+    async def scan_every(self, seconds: float) -> None:
+        """Look through the adapter folder for ever."""
+        run_in = asyncio.get_running_loop().run_in_executor
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await run_in(self._files_thread, self._catalog.scan)
+            except ConfigurationError as fault:
+                log.error("%s", fault)
+
     async def report_every(self, seconds: float) -> None:
         """Report for ever; the first time at once.
 
         While the last report still waits for the broker none is added: they would fill the line.
         """
         count = last = 0
+        announced: int | None = None
         while True:
             if self._outbox.has_handed_over(last):
-                if count % _ANNOUNCE_EVERY == 0:
-                    await self._outbox.put(SCHEDULER, self._announcement)
+                version = self._catalog.version
+                if count % _ANNOUNCE_EVERY == 0 or version != announced:
+                    announced = version
+                    await self._outbox.put(SCHEDULER, self._announcement())
                 last = await self._outbox.put(SCHEDULER, self._report())
                 count += 1
             await asyncio.sleep(seconds)
 
+    def _announcement(self) -> AdaptersDiscovered:
+        return AdaptersDiscovered(worker_id=self._worker_id, adapters=self._catalog.records())
+
     def _report(self) -> WorkerReported:
         engine = self._loop.engine
+        blocks = engine.memory.blocks
+        resident = engine.memory.adapters.adapters(Residency.RESIDENT)
         return WorkerReported(
             worker_id=self._worker_id,
             model=self._model,
             capacity=self._capacity,
             running=tuple(sequence.request_id for sequence in engine.sequences),
-            num_free_blocks=engine.blocks.num_free,
-            resident=engine.adapters.resident(),
+            num_free_blocks=blocks.num_blocks - blocks.num_owned,
+            resident=tuple(sorted({adapter.adapter_id for adapter in resident})),
         )

@@ -7,25 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Protocol, TypeVar
 
-from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import Tracer
 
 from anole_shared.clock import Clock
 from anole_shared.errors import AnoleError
 from anole_shared.ids import AdapterId, GatewayId, RequestId, WorkerId
-from anole_shared.messages import (
-    AdapterResidencyChanged,
-    FailureCode,
-    RequestFailed,
-    Residency,
-    SequenceOutput,
-    TokensGenerated,
-)
-from anole_shared.telemetry import Attribute, SpanName, context_of, headers_of
+from anole_shared.messages import FailureCode, RequestFailed, SequenceOutput, TokensGenerated
 from anole_shared.topology import SCHEDULER, gateway_queue
-from anole_worker.adapter_files import AdapterFile
-from anole_worker.core.engine import Engine, LoadAdapter, Output
+from anole_worker.catalog import Catalog
+from anole_worker.core.engine import Engine, Output
+from anole_worker.core.residency import Residency
 from anole_worker.core.sequence import Ending, Sequence
-from anole_worker.core.step import Step
+from anole_worker.core.step import Drawn, Step
+from anole_worker.loader import Loader
 from anole_worker.outbox import Outbox
 from anole_worker.spans import SequenceSpans
 from anole_worker.translate import FINISH_REASONS, finished_of, output_of
@@ -38,16 +32,16 @@ _RETRY_ROOM_S = 0.5
 """How soon to look again where sequences wait but nothing can run."""
 
 
-class Device(Protocol):
-    """What the loop needs of the device; blocking calls, each on its own thread."""
+class StepDevice(Protocol):
+    """What the loop needs of the device; blocking calls, all on the engine's thread."""
 
-    def run(self, step: Step) -> list[int | None]: ...
+    def run(self, step: Step) -> list[Drawn]: ...
 
-    def check_memory(self) -> None: ...
+    def give_back(self, blocks: tuple[int, ...]) -> None: ...
 
-    def load_adapter(self, file: AdapterFile, headers: Mapping[str, str]) -> None: ...
+    def prepare(self, request_id: RequestId, grammar: str) -> None: ...
 
-    def drop_adapter(self, adapter_id: AdapterId) -> None: ...
+    def forget(self, request_id: RequestId) -> None: ...
 
 
 class EngineLoop:
@@ -58,25 +52,27 @@ class EngineLoop:
         *,
         worker_id: WorkerId,
         engine: Engine,
-        device: Device,
-        files: Mapping[AdapterId, AdapterFile],
+        device: StepDevice,
+        catalog: Catalog,
+        loader: Loader,
         outbox: Outbox,
         clock: Clock,
         tracer: Tracer,
         engine_thread: Executor,
-        loader_thread: Executor,
+        files_thread: Executor,
     ) -> None:
+        """files_thread: for looking at adapters' files, and compiling grammars."""
         self.engine = engine
         self.clock = clock
         self._worker_id = worker_id
         self._device = device
-        self._files = files
+        self._catalog = catalog
+        self._loader = loader
         self._outbox = outbox
         self._tracer = tracer
         self._engine_thread = engine_thread
-        self._loader_thread = loader_thread
+        self._files_thread = files_thread
         self._spans: dict[RequestId, SequenceSpans] = {}
-        self._loads: asyncio.Queue[LoadAdapter] = asyncio.Queue()
         self._wake = asyncio.Event()
 
     async def admit(self, sequence: Sequence, headers: Mapping[str, str]) -> None:
@@ -84,16 +80,35 @@ class EngineLoop:
         if sequence.request_id in self.engine:
             log.warning("request %s is here already", sequence.request_id)
             return
-        adapter_id = sequence.adapter_id
-        is_hit = adapter_id in self.engine.adapters.resident()
+        residency = self.engine.memory.adapters.residency
+        is_hit = sequence.adapter is not None and residency(sequence.adapter) is Residency.RESIDENT
         spans = SequenceSpans(self._tracer, headers, sequence, self._worker_id, is_hit=is_hit)
         self._spans[sequence.request_id] = spans
         refusal = self.engine.refusal(sequence)
+        if refusal is None and sequence.sampling.grammar is not None:
+            refusal = await self._prepare(sequence.request_id, sequence.sampling.grammar)
         if refusal is not None:
             await self._give_up([sequence], FailureCode.INTERNAL, refusal)
             return
-        self.engine.add(sequence)
+        self.engine.add(sequence, self.clock.now())
         self._wake.set()
+
+    async def _prepare(self, request_id: RequestId, grammar: str) -> str | None:
+        """Compile a grammar; what is wrong with it, if so."""
+        try:
+            await self._in(self._files_thread, lambda: self._device.prepare(request_id, grammar))
+        except AnoleError as fault:
+            return str(fault)
+        return None
+
+    async def refuse(self, sequence: Sequence, message: str, headers: Mapping[str, str]) -> None:
+        """Say that a sequence's adapter cannot be served."""
+        if sequence.request_id in self.engine:
+            log.warning("request %s is here already", sequence.request_id)
+            return
+        spans = SequenceSpans(self._tracer, headers, sequence, self._worker_id, is_hit=False)
+        self._spans[sequence.request_id] = spans
+        await self._give_up([sequence], FailureCode.ADAPTER_FAILED, message)
 
     async def abort(self, request_id: RequestId) -> None:
         """Stop a sequence; its end is reported now, or after the step that runs with it."""
@@ -103,23 +118,41 @@ class EngineLoop:
         self._wake.set()
 
     def prefetch(self, adapter_id: AdapterId) -> None:
-        """Load an adapter if there is idle room for it."""
-        self.engine.prefetch(adapter_id)
-        self._wake.set()
+        """Load an adapter if there is room for it."""
+        entry = self._catalog.known(adapter_id)
+        if entry is not None:
+            self.engine.prefetch(entry.adapter, self.clock.now())
+            self._wake.set()
 
     async def run_steps(self) -> None:
-        """Plan and run steps for ever."""
+        """Plan and run steps for ever. What a step brought is sent while the next one runs."""
+        outputs: list[Output] = []
         while True:
-            now = self.clock.now()
-            for load in self.engine.plan_loads(now):
-                self._loads.put_nowait(load)
-            step = self.engine.plan_step(now)
+            step = await self._plan()
             if step is None:
+                outputs = await self._send(outputs)
                 await self._rest()
                 continue
             for row in step.rows:
                 self._spans[row.request_id].in_step()
-            await self._run_step(step)
+            running = self._start(step)
+            outputs = await self._send(outputs)
+            outputs = await self._completed(step, running)
+
+    async def _plan(self) -> Step | None:
+        now = self.clock.now()
+        loads = self.engine.plan_loads(now)
+        stripped = self.engine.memory.collect_stripped()
+        if stripped:
+            await self._in(self._engine_thread, lambda: self._device.give_back(stripped))
+        for load in loads:
+            spans = self._spans.get(load.request_id) if load.request_id else None
+            self._loader.load(load, spans.headers if spans else {})
+        step = self.engine.plan_step(now)
+        evicted = self.engine.memory.collect_evicted()
+        if evicted:
+            self._loader.drop(evicted)
+        return step
 
     async def _rest(self) -> None:
         """Until something happens; for a moment only where sequences wait."""
@@ -130,41 +163,45 @@ class EngineLoop:
         except TimeoutError:
             return
 
-    async def _run_step(self, step: Step) -> None:
+    def _start(self, step: Step) -> "asyncio.Future[list[Drawn]]":
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._engine_thread, self._device.run, step)
+
+    async def _completed(self, step: Step, running: "asyncio.Future[list[Drawn]]") -> list[Output]:
         try:
-            drawn = await self._in(self._engine_thread, lambda: self._device.run(step))
+            drawn = await running
         except Exception:
             log.exception("a step of %d rows broke; its sequences end", len(step.rows))
             lost = self.engine.fail_step(self.clock.now())
             await self._give_up(lost, FailureCode.INTERNAL, "the worker failed while it ran this")
-            return
-        outputs = self.engine.complete_step(drawn, self.clock.now())
-        await self._send(outputs)
+            return []
+        return self.engine.complete_step(drawn, self.clock.now())
 
     async def _in(self, thread: Executor, call: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(thread, call)
 
-    async def _send(self, outputs: Iterable[Output]) -> None:
-        """One message to each gateway that has a client in the step."""
+    async def _send(self, outputs: list[Output]) -> list[Output]:
+        """One message to each gateway that has a client in the step; what is then left: nothing."""
         by_gateway: dict[GatewayId, list[SequenceOutput]] = defaultdict(list)
-        ended: list[Output] = []
         for output in outputs:
             sequence = output.sequence
             by_gateway[sequence.gateway_id].append(output_of(output))
-            if output.token_id is not None:
-                self._spans[sequence.request_id].token(sequence.num_output_tokens)
-            if output.ending is not None:
-                ended.append(output)
+            spans = self._spans.get(sequence.request_id)
+            if output.token_id is not None and spans is not None:
+                spans.token(sequence.num_output_tokens)
         for gateway_id, parts in by_gateway.items():
             message = TokensGenerated(worker_id=self._worker_id, outputs=tuple(parts))
             await self._outbox.put(gateway_queue(gateway_id), message)
-        for output in ended:
+        for output in outputs:
             if output.ending is not None:
                 await self._ended(output.sequence, output.ending)
+        return []
 
     async def _ended(self, sequence: Sequence, ending: Ending, error: str | None = None) -> None:
         spans = self._spans.pop(sequence.request_id)
         spans.end(sequence, FINISH_REASONS[ending], error)
+        if sequence.sampling.grammar is not None:
+            self._device.forget(sequence.request_id)
         await self._outbox.put(SCHEDULER, finished_of(sequence, ending, self._worker_id))
 
     async def _give_up(self, lost: Iterable[Sequence], code: FailureCode, message: str) -> None:
@@ -180,81 +217,8 @@ class EngineLoop:
             await self._ended(sequence, Ending.ERROR, message)
 
     async def run_loads(self) -> None:
-        """Load adapters for ever, one after the other, beside the steps."""
-        while True:
-            load = await self._loads.get()
-            await self._report(load.adapter_id, Residency.LOADING)
-            held = list(load.evict)
-            if await self._load(load, held):
-                self.engine.adapter_loaded(load.adapter_id)
-                await self._report_absent(load.evict)
-                await self._report(load.adapter_id, Residency.RESIDENT)
-            else:
-                await self._load_failed(load, held)
-            self._wake.set()
+        """Load and drop adapters for ever."""
+        await self._loader.run(self._lost_adapter, self._wake.set)
 
-    async def _load_failed(self, load: LoadAdapter, held: list[AdapterId]) -> None:
-        """Tell who waited, and list those of the victims again that the device still holds."""
-        now = self.clock.now()
-        lost = self.engine.adapter_failed(load.adapter_id, now)
-        homeless = self.engine.take_back(held, now)
-        gone = set(load.evict).difference(held).union(homeless)
-        try:
-            await self._in(self._loader_thread, lambda: self._drop(homeless))
-        except AnoleError as fault:
-            log.error("an adapter's memory cannot be given back: %s", fault)
-        await self._report_absent((load.adapter_id, *sorted(gone)))
-        message = f"adapter {load.adapter_id!r} cannot be loaded now; the worker's log says why"
+    async def _lost_adapter(self, lost: list[Sequence], message: str) -> None:
         await self._give_up(lost, FailureCode.ADAPTER_FAILED, message)
-
-    def _drop(self, held: list[AdapterId]) -> None:
-        """Give the memory of adapters back; takes each off the list."""
-        while held:
-            self._device.drop_adapter(held.pop(0))
-
-    async def _load(self, load: LoadAdapter, held: list[AdapterId]) -> bool:
-        """Carry a load out, taking off `held` each victim whose memory is given back.
-
-        Nothing is given back where memd does not answer: then there is nothing to win by it.
-        """
-        file = self._files[load.adapter_id]
-        waiting = self._spans.get(load.request_id) if load.request_id else None
-        span = self._tracer.start_span(
-            SpanName.ADAPTER_LOAD,
-            context=context_of(waiting.headers if waiting else {}),
-            kind=SpanKind.INTERNAL,
-        )
-        span.set_attribute(Attribute.ADAPTER, load.adapter_id)
-        span.set_attribute(Attribute.ADAPTER_RANK, file.rank)
-        span.set_attribute(Attribute.ADAPTER_BYTES, file.packed_bytes)
-        headers = headers_of(span)
-
-        def carry_out() -> None:
-            if held:
-                self._device.check_memory()
-                self._drop(held)
-            self._device.load_adapter(file, headers)
-
-        error: str | None = None
-        try:
-            await self._in(self._loader_thread, carry_out)
-        except AnoleError as fault:
-            error = f"adapter {load.adapter_id!r} cannot be loaded: {fault}"
-            log.error("%s", error)
-        except Exception:
-            error = f"adapter {load.adapter_id!r} cannot be loaded: see the worker's log"
-            log.exception("%s", error)
-        if error is not None:
-            span.set_status(Status(StatusCode.ERROR, error))
-        span.end()
-        return error is None
-
-    async def _report_absent(self, adapter_ids: Iterable[AdapterId]) -> None:
-        for adapter_id in adapter_ids:
-            await self._report(adapter_id, Residency.ABSENT)
-
-    async def _report(self, adapter_id: AdapterId, residency: Residency) -> None:
-        message = AdapterResidencyChanged(
-            worker_id=self._worker_id, adapter_id=adapter_id, residency=residency
-        )
-        await self._outbox.put(SCHEDULER, message)

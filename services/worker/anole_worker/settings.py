@@ -1,12 +1,16 @@
 """The worker's settings."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from anole_shared.settings import Settings
 from anole_shared.units import GiB
+
+MAX_NUM_WAITING = 1024
+"""Sequences that may wait at a worker; a scheduler gives it far fewer."""
 
 
 class WorkerSettings(Settings):
@@ -25,11 +29,11 @@ class WorkerSettings(Settings):
         "Unset: the base model alone.",
     )
     max_num_seqs: int = Field(
-        default=16,
+        default=32,
         ge=1,
         le=1024,
-        description="Sequences that run at once. On a CPU a step of 16 takes about three times "
-        "as long as a step of 1; beyond that throughput hardly grows.",
+        description="Sequences that run at once. More of them share a step's reading of the "
+        "weights; each one's tokens come more slowly.",
     )
     token_budget: int = Field(
         default=256,
@@ -38,14 +42,54 @@ class WorkerSettings(Settings):
         description="New tokens in one step. A long prompt is run in chunks of what decodes leave "
         "of it: more is faster to the first token, less is smoother for running streams.",
     )
-    kv_cache_bytes: int = Field(
-        default=1 * GiB,
+    memory_bytes: int = Field(
+        default=2 * GiB,
         ge=1,
-        description="Size of the KV pool: address space at start, memory as it is written.",
+        description="Memory for keys and values and for adapters together, beside the model. "
+        "Whatever is idle holds adapters and the KV of known prompts; neither has a share of its "
+        "own. Address space at start, memory as it is used.",
     )
-    block_size: int = Field(default=16, ge=1, le=1024, description="Tokens per KV block.")
-    adapter_bytes: int = Field(
-        default=1 * GiB, ge=1, description="Memory that adapters' weights may take."
+    block_size: int = Field(
+        default=16,
+        ge=1,
+        le=1024,
+        description="Tokens per KV block. Prompts share whole blocks only.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Of weights, adapters and KV. auto: bfloat16 where the processor multiplies "
+        "it in hardware (AMX, CUDA), which is several times faster and takes half the memory; "
+        "else float32.",
+    )
+    eviction: Literal["chameleon", "fairshare", "lru", "gdsf"] = Field(
+        default="chameleon",
+        description="Which idle adapter goes first where memory is short. chameleon: least of "
+        "0.45 frequency + 0.10 recency + 0.45 size; fairshare: the same in equal parts; lru: "
+        "least recently used; gdsf: least frequency x cost / size above a rising floor.",
+    )
+    eviction_window_s: float = Field(
+        default=300,
+        gt=0,
+        le=86400,
+        description="For how long an adapter's use counts for its frequency and recency.",
+    )
+    predictive_prefetch: bool = Field(
+        default=False,
+        description="Load adapters into idle memory shortly before they are likely to be asked "
+        "for, by the times between their requests so far.",
+    )
+    max_loads: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Adapters on their way at once: one is read while the next has its room.",
+    )
+    scan_s: float = Field(
+        default=10,
+        ge=0.1,
+        le=3600,
+        description="How often the adapter folder is looked through for new adapters. A changed "
+        "one is noticed at its next request.",
     )
     num_threads: int = Field(
         default=1,

@@ -31,14 +31,14 @@ class SequenceSpans:
                 Attribute.REQUEST_ID: sequence.request_id,
                 Attribute.ATTEMPT: sequence.attempt,
                 Attribute.WORKER: worker_id,
-                Attribute.INPUT_TOKENS: sequence.num_prompt_tokens,
+                Attribute.INPUT_TOKENS: sequence.num_given_tokens,
                 Attribute.MAX_TOKENS: sequence.max_tokens,
             }
         )
         self._part: Span | None = None
         self._has_started = False
-        if sequence.adapter_id is not None:
-            self._span.set_attribute(Attribute.ADAPTER, sequence.adapter_id)
+        if sequence.adapter is not None:
+            self._span.set_attribute(Attribute.ADAPTER, sequence.adapter.adapter_id)
             self._span.set_attribute(Attribute.ADAPTER_HIT, is_hit)
             if not is_hit:
                 self._next(SpanName.ADAPTER_WAIT)
@@ -65,6 +65,8 @@ class SequenceSpans:
         if self._part is not None:
             self._part.end()
         self._span.set_attribute(Attribute.OUTPUT_TOKENS, sequence.num_output_tokens)
+        self._span.set_attribute(Attribute.CACHED_TOKENS, sequence.num_cached_tokens)
+        self._span.set_attribute(Attribute.PREEMPTIONS, sequence.num_preemptions)
         self._span.set_attribute(Attribute.FINISH_REASONS, [reason])
         if error is not None:
             self._span.set_status(Status(StatusCode.ERROR, error))

@@ -29,7 +29,9 @@ from anole_shared.messages.requests import (
     SequenceAdmitted,
     SequenceFinished,
     SequenceOutput,
+    Stopping,
     TokenIds,
+    TokenLogprobs,
     TokensGenerated,
 )
 from anole_shared.messages.workers import (
@@ -83,7 +85,9 @@ __all__ = [
     "SequenceFinished",
     "SequenceOutput",
     "ServiceRecord",
+    "Stopping",
     "TokenIds",
+    "TokenLogprobs",
     "TokensGenerated",
     "WorkerCapacity",
     "WorkerLeft",

@@ -1,6 +1,6 @@
 """What travels about one request: gateway to scheduler to worker, and the tokens back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -40,13 +40,56 @@ class FailureCode(StrEnum):
 class Sampling:
     """How tokens are drawn. temperature 0 is greedy.
 
-    The draw for the token at absolute position p depends on (seed, p) and its logits only, so a
-    sequence that moves to another worker, or shares its batch with others, goes on the same way.
+    The draw for the token at absolute position p depends on (seed, p), its logits and the tokens
+    before it only, so a sequence that moves to another worker, or shares its batch with others,
+    goes on the same way. Penalties count the tokens generated so far (repetition_penalty those of
+    the prompt as well), are applied to the logits first, then logit_bias, then temperature, and
+    top_k, top_p and min_p narrow what is left.
     """
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Only so many of the likeliest tokens; 0 is all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Only tokens at least so likely as this fraction of the likeliest's probability."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: Annotated[tuple[tuple[int, float], ...], Field(max_length=1024)] = ()
+    """Token ids, each once, and what is added to their logits."""
+    logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    """How many alternatives to tell with each token's log probability; None tells nothing."""
+    grammar: Annotated[str | None, Field(max_length=256 * 1024)] = None
+    """An llguidance grammar that the output of all attempts together must match."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopping:
+    """When a sequence ends, besides max_tokens; stop strings are the gateway's to find.
+
+    A sequence whose grammar is complete ends whatever this says.
+    """
+
+    ignore_eos: bool = False
+    stop_token_ids: Annotated[tuple[int, ...], Field(max_length=128)] = ()
+    """End the sequence as an end-of-sequence token does."""
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    """Until so many are generated, those of earlier attempts included, no token that would end the
+    sequence is drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """What the model itself thought of one token: before penalties, bias and temperature.
+
+    All numbers are finite: JSON has no infinity.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The likeliest tokens and their log probabilities, likeliest first; as many as were asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +104,14 @@ class RequestSubmitted:
     """None runs the base model alone."""
     prompt_token_ids: TokenIds
     max_tokens: Annotated[int, Field(ge=1)]
+    """Of this attempt alone."""
     sampling: Sampling
-    ignore_eos: bool = False
+    stopping: Stopping = field(default_factory=Stopping)
+    prompt_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    """As Sampling.logprobs, for the prompt's tokens; with it nothing of the prompt is reused."""
+    num_resumed_tokens: Annotated[int, Field(ge=0)] = 0
+    """How many of prompt_token_ids, at their end, earlier attempts generated: penalties, grammar
+    and min_tokens count them as output."""
     type: Literal["request.submitted"] = "request.submitted"
 
 
@@ -85,8 +134,14 @@ class SequenceAdmitted:
     adapter_id: AdapterId | None
     prompt_token_ids: TokenIds
     max_tokens: Annotated[int, Field(ge=1)]
+    """Of this attempt alone."""
     sampling: Sampling
-    ignore_eos: bool = False
+    stopping: Stopping = field(default_factory=Stopping)
+    prompt_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    """As Sampling.logprobs, for the prompt's tokens; with it nothing of the prompt is reused."""
+    num_resumed_tokens: Annotated[int, Field(ge=0)] = 0
+    """How many of prompt_token_ids, at their end, earlier attempts generated: penalties, grammar
+    and min_tokens count them as output."""
     type: Literal["sequence.admitted"] = "sequence.admitted"
 
 
@@ -108,6 +163,13 @@ class SequenceOutput:
     """Tokens of this attempt before these. Delivery is unconfirmed: a gap shows a lost message."""
     token_ids: TokenIds
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One for each of token_ids where they were asked for."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """With the first output, where asked for: of the prompt's tokens from the second on."""
+    num_cached_tokens: int = 0
+    """With the first or the last output: prompt tokens whose keys and values were reused, not
+    computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,9 +99,9 @@ def test_a_taken_port_is_noticed(model: Path, capsys: pytest.CaptureFixture[str]
 def test_memory_that_the_machine_does_not_have_is_a_fault(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, shown = examine(capsys, "--model", str(model), "--worker-kv-cache-bytes", str(10**15))
+    status, shown = examine(capsys, "--model", str(model), "--worker-memory-bytes", str(10**15))
     assert status == 1
-    assert "lower ANOLE_WORKER_KV_CACHE_BYTES" in shown
+    assert "lower ANOLE_WORKER_MEMORY_BYTES" in shown
 
 
 def test_settings_that_cannot_be_read_end_the_examination(

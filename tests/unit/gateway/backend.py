@@ -14,9 +14,27 @@ from anole_shared.messages import (
     RequestFailed,
     RequestSubmitted,
     SequenceOutput,
+    TokenLogprobs,
     TokensGenerated,
 )
 from anole_shared.topology import SCHEDULER, gateway_queue
+
+VOCAB_SIZE = 320
+
+
+def thought(token_id: int, num_top: int) -> TokenLogprobs:
+    """What this backend thinks of a token: always the same, and of its neighbours less."""
+    logprob = -(token_id % 7 + 1) / 8
+    top = [((token_id + rank) % VOCAB_SIZE, logprob - rank) for rank in range(num_top)]
+    return TokenLogprobs(logprob=logprob, top=tuple(top))
+
+
+def thoughts(token_ids: Sequence[int], num_top: int | None) -> tuple[TokenLogprobs, ...]:
+    """Of each token, if it was asked for."""
+    if num_top is None:
+        return ()
+    return tuple(thought(token_id, num_top) for token_id in token_ids)
+
 
 Script = Callable[["Backend", RequestSubmitted], Awaitable[None]]
 
@@ -71,8 +89,12 @@ class Backend:
         finish_reason: FinishReason | None = None,
         *,
         position: int | None = None,
+        num_cached_tokens: int = 0,
     ) -> None:
-        """Say these tokens; behind those said before, unless position is given."""
+        """Say these tokens; behind those said before, unless position is given.
+
+        Log probabilities come with them where the order asks for some.
+        """
         attempt = (order.request_id, order.attempt)
         if position is None:
             position = self._num_sent[attempt]
@@ -83,6 +105,11 @@ class Backend:
             position=position,
             token_ids=tuple(token_ids),
             finish_reason=finish_reason,
+            logprobs=thoughts(token_ids, order.sampling.logprobs),
+            prompt_logprobs=(
+                thoughts(order.prompt_token_ids[1:], order.prompt_logprobs) if position == 0 else ()
+            ),
+            num_cached_tokens=num_cached_tokens,
         )
         await self._tell(order, TokensGenerated(worker_id=WorkerId("w0"), outputs=(output,)))
 

@@ -24,9 +24,7 @@ TEMPLATE = (
 CORPUS = ["hello world, how are you today?", "the quick brown fox jumps over the lazy dog"] * 4
 
 
-@pytest.fixture(scope="session")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "folder-name"
+def make_model(folder: Path, *, extra_tokens: list[str]) -> Path:
     byte_level = Tokenizer(models.BPE())
     byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     byte_level.decoder = decoders.ByteLevel()
@@ -42,7 +40,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=byte_level, bos_token="<|im_start|>", eos_token="<|im_end|>"
     )
-    fast.add_tokens([LONG_TOKEN])
+    fast.add_tokens(extra_tokens)
     fast.chat_template = TEMPLATE
     fast.save_pretrained(str(folder))
     # Some models' tokenizers are saved with these, left over from training.
@@ -52,6 +50,18 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": CONTEXT_LENGTH}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "folder-name"
+    return make_model(folder, extra_tokens=[LONG_TOKEN])
+
+
+@pytest.fixture(scope="session")
+def plain_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose answers can be constrained: llguidance knows no tokens of thousands of bytes."""
+    return make_model(tmp_path_factory.mktemp("plain"), extra_tokens=[])
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Streams: what is sent, when, and how they end."""
 
 import asyncio
+import random
 import socket
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import orjson
 import pytest
 
 from anole_gateway.tokenizer import Tokenizer
-from anole_shared.messages import FailureCode, FinishReason
-from tests.unit.gateway.backend import saying
+from anole_shared.messages import FailureCode, FinishReason, RequestSubmitted
+from tests.unit.gateway.backend import Backend, saying
 from tests.unit.gateway.conftest import LONG_TOKEN
 from tests.unit.gateway.harness import CHAT, TEXT, chat, serving, text
 
@@ -61,6 +62,7 @@ async def test_usage_comes_last_if_asked_for(model_dir: Path) -> None:
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": 3,
         "total_tokens": num_prompt_tokens + 3,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 
@@ -72,6 +74,34 @@ async def test_usage_comes_with_every_chunk_if_asked_for(model_dir: Path) -> Non
     assert counts == sorted(counts)
     assert counts[-1] == 3
     assert 0 not in counts
+
+
+async def test_streams_tell_the_log_probabilities_that_whole_answers_tell(
+    model_dir: Path, tokenizer: Tokenizer
+) -> None:
+    """However tokens, characters, stop strings and messages overlap."""
+    rng = random.Random(0)  # noqa: S311
+
+    async def script(backend: Backend, order: RequestSubmitted) -> None:
+        left = list(said[: order.max_tokens])
+        while left:
+            now, left = left[: (size := rng.randint(1, 4))], left[size:]
+            await backend.send(order, now, None if left else FinishReason.LENGTH)
+            await asyncio.sleep(0)
+
+    async with serving(model_dir, script) as gateway:
+        for _ in range(40):
+            words = [rng.choice(["ab", "日本", "é", "x<", "<END>", "👩", " "]) for _ in range(8)]
+            said = await tokenizer.encode("".join(words))
+            fields = {"logprobs": True, "top_logprobs": 2, "max_tokens": rng.randint(1, 60)}
+            stop = rng.choice([[], ["<END>"], ["本é", "<x"]])
+            body = chat(stop=stop, min_tokens=rng.choice([0, 1]), **fields)
+            whole = (await gateway.post(CHAT, body)).json["choices"][0]
+            streamed = await gateway.post(CHAT, body | {"stream": True})
+            told = [chunk["choices"][0]["logprobs"] for chunk in streamed.chunks]
+            content = [token for some in told if some is not None for token in some["content"]]
+            assert content == whole["logprobs"]["content"]
+            assert streamed.streamed_text == whole["message"]["content"]
 
 
 async def test_tokens_of_one_message_come_in_one_chunk(model_dir: Path) -> None:

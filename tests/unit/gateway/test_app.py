@@ -20,6 +20,7 @@ from anole_shared.settings import CommonSettings
 from anole_shared.store_memory import MemoryStore
 from anole_shared.telemetry import Telemetry
 from anole_shared.topology import Queue
+from tests.unit.gateway.backend import saying
 from tests.unit.gateway.harness import CHAT, TEXT, chat, serving, text
 
 
@@ -120,6 +121,15 @@ async def test_a_stop_lets_streams_finish_and_takes_nothing_new(model_dir: Path)
     assert "stopping" in ready.json["missing"]
     assert rest.endswith(b"data: [DONE]\n\n")
     assert gateway.backend.aborted == []
+
+
+async def test_the_process_for_constraints_ends_with_the_gateway(plain_model_dir: Path) -> None:
+    async with serving(plain_model_dir, saying([40])) as gateway:
+        answer = await gateway.post(CHAT, chat(guided_choice=["a"]))
+        process = gateway.service._grammars._process
+    assert answer.status == 200
+    assert process is not None
+    assert process.returncode is not None
 
 
 class SlowBus(MemoryBus):

@@ -18,6 +18,7 @@ from anole_shared.messages import (
     RequestAborted,
     RequestSubmitted,
     Sampling,
+    Stopping,
 )
 from anole_shared.topology import SCHEDULER, Queue
 from tests.unit.gateway.backend import failing, saying
@@ -39,6 +40,7 @@ async def test_a_chat_is_answered_whole(model_dir: Path, tokenizer: Tokenizer) -
         "prompt_tokens": len(prompt),
         "completion_tokens": len(ids),
         "total_tokens": len(prompt) + len(ids),
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 
@@ -61,7 +63,8 @@ async def test_what_is_submitted_is_what_was_asked(model_dir: Path, tokenizer: T
         order = await submit(gateway, TEXT, text(model="poet", max_tokens=9, **fields))
     assert order.prompt_token_ids == tuple(await tokenizer.encode("hello"))
     assert order.sampling == Sampling(temperature=0.5, top_p=0.9, seed=7)
-    assert (order.adapter_id, order.max_tokens, order.ignore_eos) == ("poet", 9, True)
+    assert order.stopping == Stopping(ignore_eos=True)
+    assert (order.adapter_id, order.max_tokens, order.prompt_logprobs) == ("poet", 9, None)
     assert order.attempt == 0
 
 
@@ -74,7 +77,7 @@ async def test_defaults_are_openais_and_the_seed_is_drawn(model_dir: Path) -> No
     assert (first.sampling.temperature, first.sampling.top_p) == (1.0, 1.0)
     assert len({order.sampling.seed for order in (first, second, third)}) == 3
     assert first.adapter_id is None
-    assert not first.ignore_eos
+    assert first.stopping == Stopping()
 
 
 async def test_tokens_are_a_prompt_as_they_are(model_dir: Path) -> None:
@@ -97,7 +100,21 @@ REFUSED: list[tuple[str, dict[str, Any], int, str, str | None, str]] = [
     (CHAT, chat(model="broken"), 404, "model_not_found", "model", "no weights"),
     (CHAT, chat(messages=[]), 400, "invalid_request", "messages", "at least 1 item"),
     (CHAT, chat(max_tokens=-1), 400, "invalid_request", "max_tokens", "greater than or equal to 1"),
-    (CHAT, chat(n=2), 400, "unsupported_parameter", "n", "n is not supported"),
+    (CHAT, chat(n=17), 400, "invalid_request", "n", "less than or equal to 16"),
+    (CHAT, chat(best_of=2), 400, "unsupported_parameter", "best_of", "ask for n answers"),
+    (CHAT, chat(top_logprobs=2), 400, "invalid_request", "top_logprobs", '"logprobs": true'),
+    (CHAT, chat(stop_token_ids=[10**6]), 400, "invalid_request", "stop_token_ids", "must be below"),
+    (CHAT, chat(logit_bias={"999999": 1}), 400, "invalid_request", "logit_bias", "must be below"),
+    (
+        CHAT,
+        chat(min_tokens=9, max_tokens=8),
+        400,
+        "invalid_request",
+        "min_tokens",
+        "more than the 8 tokens",
+    ),
+    (TEXT, text(min_tokens=17), 400, "invalid_request", "min_tokens", "more than the 16 tokens"),
+    (TEXT, text(max_tokens=0), 400, "invalid_request", "max_tokens", "0 goes with echo only"),
     (CHAT, chat(tools=[{}]), 400, "unsupported_parameter", "tools", "not supported"),
     (CHAT, {"messages": []}, 400, "invalid_request", "model", "Field required"),
     (

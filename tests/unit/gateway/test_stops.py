@@ -52,8 +52,27 @@ def test_nothing_is_held_that_cannot_begin_a_stop_string(
         assert held == "" or any(stop.startswith(held) for stop in stops)
 
 
-def test_text_passes_untouched_where_there_are_no_stop_strings() -> None:
-    assert run([], ["any", "", "thing"]) == ("anything", False)
+@given(
+    stops=st.lists(STOP, min_size=1, max_size=4),
+    exempt=texts_in_pieces(),
+    pieces=texts_in_pieces(),
+)
+def test_exempt_text_may_begin_a_stop_string_but_completes_none(
+    stops: list[str], exempt: list[str], pieces: list[str]
+) -> None:
+    matcher = StopMatcher(stops)
+    shown = "".join(matcher.push(piece, is_exempt=True) for piece in exempt)
+    assert not matcher.is_matched
+    shown += "".join(matcher.push(piece) for piece in pieces) + matcher.flush()
+    text, num_exempt = "".join(exempt + pieces), len("".join(exempt))
+    cuts = [
+        (end, begin)
+        for stop in stops
+        for begin in range(len(text))
+        if (end := begin + len(stop)) > num_exempt and text.startswith(stop, begin)
+    ]
+    assert matcher.is_matched == bool(cuts)
+    assert shown == (text[: min(cuts)[1]] if cuts else text)
 
 
 def test_nothing_comes_after_a_match() -> None:

@@ -71,6 +71,33 @@ def test_tokens_one_by_one_give_the_whole_text(tokenizer: Tokenizer, text: str) 
     assert "".join(decode_all(tokenizer.detokenizer(), ids)) == whole
 
 
+async def test_a_prompts_tokens_are_found_in_its_text(tokenizer: Tokenizer) -> None:
+    for text in ("hello 日本 world", "lazy dog 日 " * 100):
+        ids = tokenizer._encode(text, add_special_tokens=True)
+        shown, begins = await tokenizer.locate(text)
+        assert (shown, len(begins)) == (text, len(ids))
+        assert await tokenizer.locate(ids) == (text, begins)
+        ends = [*begins[1:], len(text)]
+        for token_id, begin, end in zip(ids, begins, ends, strict=True):
+            token = tokenizer.vocabulary.bytes_of(token_id)
+            assert token in text[begin : end + 1].encode()
+
+
+async def test_special_tokens_are_shown_in_prompts(tokenizer: Tokenizer) -> None:
+    ids = await tokenizer.encode(f"a{IM_END}b")
+    assert await tokenizer.decode(ids) == f"a{IM_END}b"
+    assert await tokenizer.decode(ids * 400) == f"a{IM_END}b" * 400
+    assert await tokenizer.locate(ids) == (f"a{IM_END}b", [0, 1, 1 + len(IM_END)])
+
+
+def test_ids_beyond_the_vocabulary_are_refused_by_name(tokenizer: Tokenizer) -> None:
+    tokenizer.check([], param="x")
+    tokenizer.check([0, tokenizer.vocab_size - 1], param="x")
+    with pytest.raises(InvalidRequest, match="x: token ids must be below") as refused:
+        tokenizer.check([0, tokenizer.vocab_size], param="x")
+    assert refused.value.param == "x"
+
+
 def test_tokens_without_text_are_not_decoded_over_and_over() -> None:
     sizes: list[int] = []
 

@@ -2,12 +2,20 @@
 
 import pytest
 
-from anole_gateway.errors import ContextLengthExceeded
-from anole_gateway.translate import error_of, finish_reason_of, limit_tokens, sampling_of
-from anole_gateway.wire import CompletionRequest
-from anole_shared.ids import RequestId
-from anole_shared.messages import FailureCode, FinishReason, RequestFailed, Sampling
-from tests.unit.gateway.harness import text
+from anole_gateway import translate
+from anole_gateway.errors import ContextLengthExceeded, InvalidRequest
+from anole_gateway.translate import error_of, fan_out, finish_reason_of, limit_tokens, stopping_of
+from anole_gateway.wire import ChatRequest, CompletionRequest, GenerationRequest
+from anole_shared.ids import GatewayId, RequestId
+from anole_shared.messages import (
+    FailureCode,
+    FinishReason,
+    RequestFailed,
+    RequestSubmitted,
+    Sampling,
+    Stopping,
+)
+from tests.unit.gateway.harness import chat, text
 
 
 def failure(code: FailureCode, retry_after_s: float | None = None) -> RequestFailed:
@@ -48,23 +56,87 @@ def test_what_can_be_tried_again_says_when() -> None:
     assert error_of(failure(FailureCode.TOO_LONG, 2.2), retry_after_s=1).headers == {}
 
 
+def sampling_of(request: GenerationRequest, grammar: str | None = None) -> Sampling:
+    return translate.sampling_of(request, drawn_seed=7, vocab_size=320, grammar=grammar)
+
+
 def test_sampling_has_openais_defaults() -> None:
-    request = CompletionRequest(**text())
-    assert sampling_of(request, drawn_seed=7) == Sampling(temperature=1.0, top_p=1.0, seed=7)
+    for request in (CompletionRequest(**text()), ChatRequest(**chat())):
+        assert sampling_of(request) == Sampling(temperature=1.0, top_p=1.0, seed=7)
 
 
 def test_sampling_is_the_clients_where_it_says_so() -> None:
-    request = CompletionRequest(**text(temperature=0, top_p=0.5, seed=0))
-    assert sampling_of(request, drawn_seed=7) == Sampling(temperature=0, top_p=0.5, seed=0)
+    fields = {
+        "temperature": 0,
+        "top_p": 0.5,
+        "top_k": 40,
+        "min_p": 0.05,
+        "repetition_penalty": 1.2,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.5,
+        "logit_bias": {"9": -100, "5": 1.5},
+        "seed": 0,
+    }
+    expected = Sampling(
+        temperature=0,
+        top_p=0.5,
+        top_k=40,
+        min_p=0.05,
+        repetition_penalty=1.2,
+        presence_penalty=-0.5,
+        frequency_penalty=0.5,
+        logit_bias=((5, 1.5), (9, -100.0)),
+        grammar="start: x",
+        seed=0,
+    )
+    assert sampling_of(CompletionRequest(**text(**fields)), "start: x") == expected
+    assert sampling_of(ChatRequest(**chat(**fields)), "start: x") == expected
+
+
+@pytest.mark.parametrize(("top_k", "expected"), [(None, 0), (-1, 0), (0, 0), (5, 5), (10**30, 320)])
+def test_top_k_is_off_or_at_most_the_vocabulary(top_k: int | None, expected: int) -> None:
+    assert sampling_of(CompletionRequest(**text(top_k=top_k))).top_k == expected
+
+
+def test_log_probabilities_are_asked_for_in_each_endpoints_way() -> None:
+    assert sampling_of(CompletionRequest(**text(logprobs=0))).logprobs == 0
+    assert sampling_of(CompletionRequest(**text(logprobs=5))).logprobs == 5
+    assert sampling_of(ChatRequest(**chat(logprobs=True))).logprobs == 0
+    assert sampling_of(ChatRequest(**chat(logprobs=True, top_logprobs=20))).logprobs == 20
+    assert sampling_of(ChatRequest(**chat(logprobs=False, top_logprobs=0))).logprobs is None
 
 
 def test_negative_seeds_fit_the_bus() -> None:
-    seeds = [
-        sampling_of(CompletionRequest(**text(seed=seed)), drawn_seed=7).seed
-        for seed in (-1, -2, -(2**63))
-    ]
+    seeds = [sampling_of(CompletionRequest(**text(seed=seed))).seed for seed in (-1, -2, -(2**63))]
     assert len(set(seeds)) == 3
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_an_answer_ends_as_the_client_says() -> None:
+    request = CompletionRequest(**text(ignore_eos=True, stop_token_ids=[3, 5], min_tokens=8))
+    assert stopping_of(request, max_tokens=8) == Stopping(
+        ignore_eos=True, stop_token_ids=(3, 5), min_tokens=8
+    )
+    assert stopping_of(CompletionRequest(**text()), max_tokens=1) == Stopping()
+    with pytest.raises(InvalidRequest, match="min_tokens: 8 is more than the 7 tokens"):
+        stopping_of(request, max_tokens=7)
+
+
+def test_every_choice_has_an_id_and_a_seed_of_its_own() -> None:
+    order = RequestSubmitted(
+        request_id=RequestId("a"),
+        attempt=0,
+        gateway_id=GatewayId("g"),
+        adapter_id=None,
+        prompt_token_ids=(1,),
+        max_tokens=4,
+        sampling=Sampling(temperature=0.5, seed=2**63 - 2),
+    )
+    assert fan_out(order, 1) == [order]
+    orders = fan_out(order, 3)
+    assert [one.request_id for one in orders] == ["a-0", "a-1", "a-2"]
+    assert [one.sampling.seed for one in orders] == [2**63 - 2, 2**63 - 1, 0]
+    assert {one.sampling.temperature for one in orders} == {0.5}
 
 
 def test_only_ends_of_answers_are_finish_reasons() -> None:

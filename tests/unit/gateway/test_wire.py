@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anole_gateway.bodies import read
 from anole_gateway.errors import InvalidRequest, UnsupportedParameter
-from anole_gateway.wire import ChatRequest, CompletionRequest, read
+from anole_gateway.wire import ChatRequest, CompletionRequest
 from tests.unit.gateway.harness import chat, text
 
 
@@ -108,6 +109,37 @@ def test_max_completion_tokens_replaces_max_tokens() -> None:
         ({"stream_options": True}, "stream_options"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"ignore_eos": "no"}, "ignore_eos"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": True}, "n"),
+        ({"top_k": -2}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 11}, "repetition_penalty"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"1.0": 1}}, "logit_bias"),
+        ({"logit_bias": {"\u0661": 1}}, "logit_bias"),
+        ({"logit_bias": {"1" * 5000: 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"1": "5"}}, "logit_bias"),
+        ({"logit_bias": {"1": True}}, "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
+        ({"stop_token_ids": 5}, "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": [True]}, "stop_token_ids"),
+        ({"stop_token_ids": ["5"]}, "stop_token_ids"),
+        ({"stop_token_ids": [5] * 129}, "stop_token_ids"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 2}, "top_logprobs"),
     ],
 )
 def test_wrong_values_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
@@ -123,25 +155,34 @@ def test_parts_that_are_no_text_are_named() -> None:
         read_chat(messages=[{"role": "user", "content": parts}])
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"echo": 1}, "echo"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0, "echo": False}, "max_tokens"),
+        ({"max_tokens": -1, "echo": True}, "max_tokens"),
+    ],
+)
+def test_wrong_values_of_completions_are_refused_by_name(
+    fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read_text(**fields)
+    assert refused.value.param == param
+    assert refused.value.message.startswith(param)
+
+
 UNSUPPORTED: list[tuple[str, object]] = [
-    ("n", 2),
     ("best_of", 3),
-    ("logprobs", True),
-    ("logprobs", 0),
-    ("top_logprobs", 5),
-    ("frequency_penalty", 0.5),
-    ("presence_penalty", -1),
-    ("repetition_penalty", 1.1),
-    ("logit_bias", {"5": 1}),
-    ("top_k", 40),
-    ("min_p", 0.1),
-    ("min_tokens", 3),
+    ("prompt_logprobs", 1),
     ("use_beam_search", True),
-    ("stop_token_ids", [1]),
-    ("response_format", {"type": "json_object"}),
-    ("structured_outputs", {"json": {}}),
-    ("echo", True),
-    ("echo", 0),
+    ("include_stop_str_in_output", True),
+    ("skip_special_tokens", False),
+    ("return_tokens_as_token_ids", True),
 ]
 
 
@@ -154,6 +195,8 @@ UNSUPPORTED: list[tuple[str, object]] = [
         ("functions", [{}]),
         ("modalities", ["audio"]),
         ("chat_template", "{{ x }}"),
+        ("echo", True),
+        ("echo", 0),
         ("continue_final_message", True),
     ],
 )
@@ -170,10 +213,14 @@ def test_what_a_completion_cannot_do_is_said_not_ignored(name: str, value: objec
 
 
 def test_values_that_change_nothing_are_accepted() -> None:
-    neutral = {
+    neutral: dict[str, Any] = {
         "n": 1,
         "best_of": 1,
         "logprobs": None,
+        "stop_token_ids": [],
+        "min_tokens": 0,
+        "structured_outputs": None,
+        "guided_json": None,
         "frequency_penalty": 0,
         "presence_penalty": 0.0,
         "repetition_penalty": 1.0,
@@ -190,12 +237,20 @@ def test_values_that_change_nothing_are_accepted() -> None:
     assert read_chat(**neutral | {"logprobs": False}, tools=[], tool_choice="auto").model == "tiny"
 
 
-def test_min_tokens_is_kept_where_nothing_ends_the_answer_early() -> None:
-    request = read_text(min_tokens=8, max_tokens=8, ignore_eos=True)
-    assert request.min_tokens == 8
-    for refused in ({"max_tokens": 7}, {"ignore_eos": False}, {"stop": "x"}, {"max_tokens": None}):
-        with pytest.raises(UnsupportedParameter):
-            read_text(**({"min_tokens": 8, "max_tokens": 8, "ignore_eos": True} | refused))
+def test_best_of_may_say_what_n_says() -> None:
+    assert read_chat(n=3, best_of=3).num_choices == 3
+    for fields in ({"n": 2, "best_of": 3}, {"best_of": 2}, {"n": 2, "best_of": 1}):
+        with pytest.raises(UnsupportedParameter, match="ask for n answers"):
+            read_text(**fields)
+
+
+def test_an_echo_may_be_all_that_is_wanted() -> None:
+    request = read_text(echo=True, max_tokens=0)
+    assert (request.is_only_echo, request.token_limit) == (True, 1)
+    request = read_text(echo=True, max_tokens=3)
+    assert (request.is_echo, request.is_only_echo, request.token_limit) == (True, False, 3)
+    assert not read_text().is_echo
+    assert not read_chat().is_echo
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,14 @@ def test_an_adapter_comes_back_from_its_record_unchanged() -> None:
 
 
 def test_a_worker_is_told_all_that_the_gateway_said_of_a_request() -> None:
-    message = submitted("r1", attempt=1, adapter_id="a", ignore_eos=True)
+    message = submitted(
+        "r1",
+        attempt=1,
+        adapter_id="a",
+        stopping=messages.Stopping(ignore_eos=True, stop_token_ids=(5,), min_tokens=2),
+        prompt_logprobs=3,
+        num_resumed_tokens=1,
+    )
     assert asdict(sequence_of(message)) == asdict(message) | {"type": "sequence.admitted"}
 
 

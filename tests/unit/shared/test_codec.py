@@ -45,6 +45,8 @@ from anole_shared.messages import (
     SequenceFinished,
     SequenceOutput,
     ServiceRecord,
+    Stopping,
+    TokenLogprobs,
     TokensGenerated,
     WorkerCapacity,
     WorkerLeft,
@@ -72,9 +74,24 @@ SUBMITTED = RequestSubmitted(
     adapter_id=None,
     prompt_token_ids=(1, 2, 3),
     max_tokens=16,
-    sampling=Sampling(temperature=0.1 + 0.2, top_p=0.9, seed=2**63 - 1),
-    ignore_eos=True,
+    sampling=Sampling(
+        temperature=0.1 + 0.2,
+        top_p=0.9,
+        top_k=40,
+        min_p=0.05,
+        repetition_penalty=1.1,
+        presence_penalty=-2,
+        frequency_penalty=2,
+        logit_bias=((7, -100.0), (8, 0.5)),
+        logprobs=5,
+        grammar='start: "ä\\n"',
+        seed=2**63 - 1,
+    ),
+    stopping=Stopping(ignore_eos=True, stop_token_ids=(7, 8), min_tokens=3),
+    prompt_logprobs=0,
+    num_resumed_tokens=2,
 )
+SURE = TokenLogprobs(logprob=-0.1, top=((7, -0.1), (8, -3.5)))
 
 MESSAGES: list[Message] = [
     SUBMITTED,
@@ -93,6 +110,15 @@ MESSAGES: list[Message] = [
         worker_id=WORKER,
         outputs=(
             SequenceOutput(request_id=REQUEST, attempt=0, position=0, token_ids=(7,)),
+            SequenceOutput(
+                request_id=REQUEST,
+                attempt=0,
+                position=1,
+                token_ids=(7, 8),
+                logprobs=(SURE, TokenLogprobs(logprob=-9999.0, top=())),
+                prompt_logprobs=(SURE,),
+                num_cached_tokens=16,
+            ),
             SequenceOutput(
                 request_id=REQUEST,
                 attempt=1,
@@ -208,8 +234,17 @@ def test_a_datagram_over_the_limit_is_refused() -> None:
         {"sampling": {"temperature": 2.1}},
         {"sampling": {"top_p": 0}},
         {"sampling": {"seed": 2**63}},
+        {"sampling": {"logprobs": 21}},
+        {"sampling": {"top_k": -1}},
+        {"sampling": {"repetition_penalty": 0}},
+        {"sampling": {"logit_bias": [[1, 0.5]] * 1025}},
+        {"sampling": {"grammar": "x" * (256 * 1024 + 1)}},
+        {"stopping": {"stop_token_ids": [1] * 129}},
+        {"stopping": {"min_tokens": -1}},
+        {"prompt_logprobs": -1},
+        {"num_resumed_tokens": -1},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:60],
 )
 def test_a_message_with_a_value_that_cannot_be_is_refused(change: dict[str, object]) -> None:
     body = orjson.dumps({**orjson.loads(encode(SUBMITTED)), **change})
@@ -228,8 +263,10 @@ def test_a_message_without_a_field_it_needs_is_refused(field: str) -> None:
 
 def test_a_field_that_may_be_left_out_gets_its_default() -> None:
     fields = orjson.loads(encode(SUBMITTED))
-    del fields["ignore_eos"]
-    assert decode(orjson.dumps(fields)) == replace(SUBMITTED, ignore_eos=False)
+    del fields["stopping"]
+    del fields["prompt_logprobs"]
+    expected = replace(SUBMITTED, stopping=Stopping(), prompt_logprobs=None)
+    assert decode(orjson.dumps(fields)) == expected
 
 
 @given(st.binary(max_size=200))

@@ -14,11 +14,10 @@ from anole_shared.codec import encode
 from anole_shared.errors import ConfigurationError
 from anole_shared.ids import WorkerId
 from anole_shared.messages import AdaptersDiscovered
-from anole_shared.units import HUGE_PAGE_BYTES
 from anole_worker import adapter_files
 from anole_worker.adapter_files import MAX_CONFIG_BYTES, discover, read
 from anole_worker.errors import AdapterRefused
-from anole_worker.translate import record_of, refused_record
+from anole_worker.translate import refused_record
 from tests.unit.worker.peft_folders import SHAPE, tensors, write_adapter, write_raw
 
 
@@ -28,12 +27,12 @@ def test_a_good_adapter_is_described(tmp_path: Path) -> None:
     assert file.path == tmp_path / "pirate-v1.2"
     assert file.rank == 4
     assert file.target_modules == ("q_proj", "v_proj")
-    assert file.packed_bytes == sum(tensor.nbytes for tensor in tensors().values())
+    assert 4 * file.num_weights == sum(tensor.nbytes for tensor in tensors().values())
 
 
 def test_half_precision_is_counted_as_it_will_be_in_memory(tmp_path: Path) -> None:
     file = read(write_adapter(tmp_path / "x", weights=tensors(dtype="float16")), SHAPE)
-    assert file.packed_bytes == sum(tensor.nbytes for tensor in tensors().values())
+    assert 4 * file.num_weights == sum(tensor.nbytes for tensor in tensors().values())
 
 
 def test_the_generation_follows_the_content_alone(tmp_path: Path) -> None:
@@ -303,9 +302,3 @@ def test_reasons_do_not_tell_where_the_adapter_folder_is(tmp_path: Path) -> None
     assert len(refused) == 5
     assert not any(str(tmp_path) in reason for _, reason in refused)
     assert dict(refused)["dora"].startswith("adapter_config.json: ")
-
-
-def test_what_it_takes_in_memory_is_whole_huge_pages(tmp_path: Path) -> None:
-    file = read(write_adapter(tmp_path / "x"), SHAPE)
-    assert file.packed_bytes < file.leased_bytes == HUGE_PAGE_BYTES
-    assert record_of(file).size_bytes == HUGE_PAGE_BYTES

@@ -35,9 +35,9 @@ def test_modules_come_by_layer_and_in_the_order_of_the_fused_projections() -> No
     assert [m.site for m in modules[:7]] == [0, 0, 0, 1, 2, 2, 3]
 
 
-def test_packed_bytes_are_the_factors_own_and_no_more() -> None:
+def test_an_adapters_numbers_are_its_factors_and_no_more() -> None:
     modules = matched(spans())
-    assert sum(m.packed_bytes for m in modules) == sum(t.nbytes for t in tensors().values())
+    assert 4 * sum(m.num_weights for m in modules) == sum(t.nbytes for t in tensors().values())
 
 
 def test_layers_and_ranks_may_differ() -> None:

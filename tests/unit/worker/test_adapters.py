@@ -38,7 +38,7 @@ def test_the_views_hold_the_scaled_factors(tmp_path: Path, dtype: str) -> None:
     weights = tensors(modules=tuple(MODULE_PATHS), dtype=dtype)
     fields = {"target_modules": "all-linear", "use_rslora": True, "lora_alpha": 3}
     file = adapter_files.read(write_adapter(tmp_path, weights=weights, fields=fields), SHAPE)
-    adapter = load(file, memoryview(bytearray(file.packed_bytes)))
+    adapter = load(file, memoryview(bytearray(file.packed_bytes(4))))
     for layer in range(SHAPE.num_layers):
         for module in MODULE_PATHS:
             a, b = (weights[tensor_name(layer, module, side)].astype("f4") for side in "AB")
@@ -54,22 +54,22 @@ def test_bfloat16_is_widened(tmp_path: Path) -> None:
     halves = {name: torch.from_numpy(x).bfloat16() for name, x in tensors().items()}
     save_torch_file(halves, folder / WEIGHTS)
     file = adapter_files.read(folder, SHAPE)
-    adapter = load(file, memoryview(bytearray(file.packed_bytes)))
+    adapter = load(file, memoryview(bytearray(file.packed_bytes(4))))
     a, b = (halves[tensor_name(1, "v_proj", side)].float() for side in "AB")
     torch.testing.assert_close(product(adapter, 1, "v_proj"), b @ a * 2)
 
 
 def test_the_weights_lie_in_the_buffer_and_nowhere_else(tmp_path: Path) -> None:
     file = good(tmp_path)
-    buffer = bytearray(file.packed_bytes + 100)
+    buffer = bytearray(file.packed_bytes(4) + 100)
     adapter = load(file, memoryview(buffer))
     begin = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     for layer in adapter.layers:
         for delta in layer:
             assert delta is not None
             for tensor in (delta.down, *(part.up for part in delta.parts)):
-                assert begin <= tensor.data_ptr() < begin + file.packed_bytes
-    assert not any(buffer[file.packed_bytes :])
+                assert begin <= tensor.data_ptr() < begin + file.packed_bytes(4)
+    assert not any(buffer[file.packed_bytes(4) :])
     before = product(adapter, 0, "q_proj").abs().sum()
     buffer[:] = bytes(len(buffer))
     assert before > 0
@@ -80,14 +80,14 @@ def test_modules_and_layers_without_weights_have_no_delta(tmp_path: Path) -> Non
     weights = tensors(modules=["k_proj"], layers=[1])
     fields = {"target_modules": ["k_proj"], "layers_to_transform": [1]}
     file = adapter_files.read(write_adapter(tmp_path, weights=weights, fields=fields), SHAPE)
-    adapter = load(file, memoryview(bytearray(file.packed_bytes)))
+    adapter = load(file, memoryview(bytearray(file.packed_bytes(4))))
     assert adapter.layers[0] == (None,) * len(SITES)
     assert [delta is None for delta in adapter.layers[1]] == [False, True, True, True]
 
 
 def test_a_released_adapter_lets_its_mapping_go_and_not_before(tmp_path: Path) -> None:
     file = good(tmp_path)
-    mapping = mmap.mmap(-1, file.packed_bytes)
+    mapping = mmap.mmap(-1, file.packed_bytes(4))
     adapter = load(file, mapping)
     with pytest.raises(BufferError):
         mapping.close()
@@ -163,7 +163,7 @@ def test_a_load_that_fails_leaves_the_buffer_free(
 ) -> None:
     assert callable(make)
     file = make(tmp_path)
-    mapping = mmap.mmap(-1, file.packed_bytes)
+    mapping = mmap.mmap(-1, file.packed_bytes(4))
     with pytest.raises(AdapterRefused, match=reason) as error:
         load(file, memoryview(mapping))
     mapping.close()
@@ -181,7 +181,7 @@ def test_a_file_that_is_cut_short_while_it_is_read_is_refused(
         return whole_read(descriptor, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", cut_then_read)
-    mapping = mmap.mmap(-1, file.packed_bytes)
+    mapping = mmap.mmap(-1, file.packed_bytes(4))
     with pytest.raises(AdapterRefused, match="cut short"):
         load(file, mapping)
     mapping.close()
@@ -200,10 +200,10 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(
 
     monkeypatch.setattr(os, "preadv", read_then_touch)
     with pytest.raises(AdapterRefused, match="changed since"):
-        load(file, bytearray(file.packed_bytes))
+        load(file, bytearray(file.packed_bytes(4)))
 
 
 def test_a_buffer_that_is_too_small_is_our_own_mistake(tmp_path: Path) -> None:
     file = good(tmp_path)
     with pytest.raises(ValueError, match="buffer"):
-        load(file, memoryview(bytearray(file.packed_bytes - 4)))
+        load(file, memoryview(bytearray(file.packed_bytes(4) - 4)))

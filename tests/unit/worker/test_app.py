@@ -16,11 +16,9 @@ from anole_shared.lifecycle import Resources
 from anole_shared.settings import CommonSettings
 from anole_shared.store_memory import MemoryStore
 from anole_shared.telemetry import Telemetry
-from anole_shared.units import HUGE_PAGE_BYTES
-from anole_worker.adapter_files import read
 from anole_worker.app import WorkerService
 from anole_worker.settings import WorkerSettings
-from tests.unit.worker.peft_folders import SHAPE, write_adapter
+from tests.unit.worker.peft_folders import SHAPE
 
 CONFIG = {
     "model_type": "llama",
@@ -40,7 +38,8 @@ CONFIG = {
 class StandIn:
     """In the device's place."""
 
-    num_blocks = 16
+    itemsize = 4
+    block_bytes = 2**20
 
     def __init__(self, *_: object) -> None:
         """Takes what a device takes."""
@@ -89,17 +88,14 @@ async def test_torch_is_imported_beside_the_event_loop(
     assert module.threads[0].startswith("anole-engine")
 
 
-def test_the_ledger_counts_the_memory_that_is_leased(tmp_path: Path) -> None:
-    service = make_service(tmp_path)
-    engine = service._engine(16, [read(write_adapter(tmp_path / "x"), SHAPE)])
-    assert engine.adapter_sizes == {"x": HUGE_PAGE_BYTES}
+def test_keys_and_values_and_adapters_share_one_budget(tmp_path: Path) -> None:
+    engine = make_service(tmp_path, memory_bytes=10_000)._engine(block_bytes=300)
+    assert engine.memory.budget_bytes == 10_000
+    assert engine.memory.blocks.num_blocks == 33
+    assert engine.memory.used_bytes == 0
 
 
-def test_an_adapter_whose_region_is_over_the_adapter_memory_is_refused(tmp_path: Path) -> None:
-    write_adapter(tmp_path / "adapters" / "x")
-    service = make_service(
-        tmp_path, adapters=tmp_path / "adapters", adapter_bytes=HUGE_PAGE_BYTES - 1
-    )
-    files, refused = service._discover()
-    assert files == []
-    assert "raise ANOLE_WORKER_ADAPTER_BYTES" in refused[0][1]
+@pytest.mark.parametrize("name", ["chameleon", "fairshare", "lru", "gdsf"])
+def test_every_eviction_policy_can_be_chosen(tmp_path: Path, name: str) -> None:
+    engine = make_service(tmp_path, eviction=name)._engine(block_bytes=2**20)
+    assert engine.memory.adapters.used_bytes == 0

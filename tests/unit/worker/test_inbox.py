@@ -9,11 +9,13 @@ from anole_shared.ids import WorkerId
 from anole_shared.messages import AdaptersDiscovered, Message, WorkerCapacity, WorkerReported
 from anole_shared.telemetry import Telemetry
 from anole_shared.topology import SCHEDULER, Queue
+from anole_worker.catalog import Catalog
 from anole_worker.inbox import Inbox
+from anole_worker.loader import Loader
 from anole_worker.loop import EngineLoop
 from anole_worker.outbox import Outbox
 from tests.unit.worker.engines import make_engine
-from tests.unit.worker.test_loop import ScriptedDevice
+from tests.unit.worker.loops import SHAPE, ScriptedDevice
 from tests.unit.worker.test_outbox import FailingBus, message
 
 WORKER = WorkerId("w")
@@ -33,16 +35,28 @@ class CountingBus(FailingBus):
 
 
 def make_inbox(outbox: Outbox, thread: ThreadPoolExecutor) -> Inbox:
+    engine, tracer = make_engine(), Telemetry("worker").tracer
+    catalog = Catalog(None, SHAPE, itemsize=4, max_bytes=1)
     loop = EngineLoop(
         worker_id=WORKER,
-        engine=make_engine(),
+        engine=engine,
         device=ScriptedDevice(),
-        files={},
+        catalog=catalog,
+        loader=Loader(
+            worker_id=WORKER,
+            engine=engine,
+            device=ScriptedDevice(),
+            catalog=catalog,
+            outbox=outbox,
+            clock=SystemClock(),
+            tracer=tracer,
+            thread=thread,
+        ),
         outbox=outbox,
         clock=SystemClock(),
-        tracer=Telemetry("worker").tracer,
+        tracer=tracer,
         engine_thread=thread,
-        loader_thread=thread,
+        files_thread=thread,
     )
     capacity = WorkerCapacity(
         max_num_seqs=4, num_blocks=16, block_size=4, max_model_len=64, adapter_bytes=20
@@ -51,10 +65,10 @@ def make_inbox(outbox: Outbox, thread: ThreadPoolExecutor) -> Inbox:
         worker_id=WORKER,
         model="tiny",
         capacity=capacity,
-        files=[],
-        refused=[],
+        catalog=catalog,
         loop=loop,
         outbox=outbox,
+        files_thread=thread,
     )
 
 

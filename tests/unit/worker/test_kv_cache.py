@@ -40,5 +40,23 @@ def test_a_pool_takes_memory_only_as_it_is_written() -> None:
     assert cache.num_blocks == num_blocks
 
 
+def test_blocks_give_their_memory_back_and_others_keep_theirs() -> None:
+    num_blocks = 64 * MiB // (KvCache.bytes_per_token(SHAPE) * 128)
+    cache = KvCache(SHAPE, num_blocks=num_blocks, block_size=128)
+    slots = torch.arange(num_blocks * 128)
+    ones = torch.ones(len(slots), 2 * SHAPE.num_kv_heads, SHAPE.head_dim)
+    for layer in range(SHAPE.num_layers):
+        cache.write(layer, slots, ones)
+    before = resident_bytes()
+    cache.give_back(range(1, num_blocks - 1))
+    assert before - resident_bytes() > 60 * MiB
+    for block in (0, num_blocks - 1):
+        kept = torch.arange(block * 128, (block + 1) * 128)
+        for layer in range(SHAPE.num_layers):
+            keys, values = cache.read(layer, kept)
+            assert bool((keys == 1).all())
+            assert bool((values == 1).all())
+
+
 def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)

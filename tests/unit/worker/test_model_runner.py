@@ -1,13 +1,13 @@
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from anole_shared.ids import AdapterId
-from anole_worker.core.step import Row, Sampling
+from anole_worker.core.adapter import Adapter
+from anole_worker.core.step import Row, Sampling, Score, TokenLogprobs
 from anole_worker.runtime.adapters import LoadedAdapter
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.model_runner import ModelRunner
@@ -17,11 +17,13 @@ from tests.unit.worker.tiny import (
     BLOCK_SIZE,
     FAMILY_FIELDS,
     GREEDY,
+    adapter_of,
     load_adapter,
     load_hf,
     load_peft,
     make_adapter,
     make_model,
+    no_grammars,
     row,
     step,
 )
@@ -35,14 +37,14 @@ OTHERS = [[0, 31, 1, 30], [13, 12, 14, 10], [20, 25, 21, 26]]
 class Model:
     folder: Path
     runner: ModelRunner
-    adapters: dict[AdapterId, LoadedAdapter]
+    adapters: dict[Adapter, LoadedAdapter]
     oracles: dict[str | None, torch.nn.Module]
 
     def logits(self, *rows: Row) -> Tensor:
         return self.runner.logits(step(*rows), self.adapters)
 
     def run(self, *rows: Row) -> list[int | None]:
-        return self.runner.run(step(*rows), self.adapters)
+        return [drawn.token_id for drawn in self.runner.run(step(*rows), self.adapters)]
 
     def expected(self, token_ids: Sequence[int], adapter: str | None = None) -> Tensor:
         """The logits after the last token, out of transformers and PEFT."""
@@ -56,15 +58,21 @@ def build(folder: Path, family: str, **fields: object) -> Model:
     weights = load_model(folder / "model")
     return Model(
         folder=folder / "model",
-        runner=ModelRunner(weights, KvCache(weights.shape, 32, BLOCK_SIZE)),
+        runner=ModelRunner(
+            weights, KvCache(weights.shape, 32, BLOCK_SIZE), no_grammars(folder / "model")
+        ),
         adapters={},
         oracles={None: load_hf(folder / "model")},
     )
 
 
+def name_of(row: Row) -> str | None:
+    return None if row.adapter is None else row.adapter.adapter_id
+
+
 def add_adapter(model: Model, name: str, **choice: object) -> None:
     folder = make_adapter(model.folder.parent / name, model.folder, **choice)
-    model.adapters[AdapterId(name)] = load_adapter(folder, model.folder)
+    model.adapters[adapter_of(name)] = load_adapter(folder, model.folder)
     model.oracles[name] = load_peft(folder, model.folder)
 
 
@@ -154,7 +162,7 @@ def test_a_step_of_decodes_runs_every_row_with_its_own_adapter(model: Model) -> 
     )
     logits = model.runner.logits(decodes, model.adapters)
     for own, each in zip(logits, decodes.rows, strict=True):
-        expected = model.expected(prompts[each.adapter_id], each.adapter_id)
+        expected = model.expected(prompts[name_of(each)], name_of(each))
         torch.testing.assert_close(own, expected, **TOLERANCE)
 
 
@@ -240,3 +248,27 @@ def test_a_sequence_goes_on_from_any_token_as_it_would_have(llama: Model) -> Non
     for cut in (8, 12):
         drawn = llama.run(row("again", whole[:cut], SHUFFLED, sampling=sampling))
         assert drawn == [whole[cut]]
+
+
+def test_prompt_tokens_are_scored_as_transformers_scores_them(llama: Model) -> None:
+    prompt = tokens(9)
+    chunk = replace(
+        row("a", prompt[:5], SHUFFLED, sampling=None),
+        score=Score(token_ids=tuple(prompt[1:6]), num_top=2),
+    )
+    rest = replace(
+        row("a", prompt[5:], SHUFFLED, start=5),
+        score=Score(token_ids=tuple(prompt[6:]), num_top=0),
+    )
+    scored: list[TokenLogprobs] = []
+    for part in (chunk, rest):
+        (drawn,) = llama.runner.run(step(part), llama.adapters)
+        scored += drawn.scored
+    with torch.inference_mode():
+        logits = llama.oracles[None](torch.tensor([prompt])).logits[0]
+    expected = logits.log_softmax(dim=-1)
+    for position, found in enumerate(scored):
+        right = float(expected[position, prompt[position + 1]])
+        assert found.logprob == pytest.approx(right, abs=1e-3)
+    assert len(scored) == 8
+    assert scored[0].top[0][0] == int(expected[0].argmax())

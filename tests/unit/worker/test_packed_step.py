@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.packed_step import PackedStep, Segment, group_by_length, pack
 from tests.unit.worker.peft_folders import SHAPE
-from tests.unit.worker.tiny import row, step
+from tests.unit.worker.tiny import adapter_of, row, step
 
 
 def packed(*rows: object) -> PackedStep:
@@ -22,12 +22,12 @@ def test_rows_stand_one_after_the_other() -> None:
     assert result.positions.tolist() == [[5, 0, 1, 1, 2]]
     assert result.slots.tolist() == [13, 16, 17, 21, 22]
     assert result.sampled.tolist() == [0, 4]
-    assert result.segments == (Segment(adapter_id="x", begin=1, end=5),)
+    assert result.segments == (Segment(adapter=adapter_of("x"), begin=1, end=5),)
 
 
 def test_base_rows_have_no_segment_and_each_adapter_has_one() -> None:
     rows = [row(str(n), [1], [n], adapter=name) for n, name in enumerate([None, "a", "a", "b"])]
-    assert [(s.adapter_id, s.begin, s.end) for s in packed(*rows).segments] == [
+    assert [(s.adapter.adapter_id, s.begin, s.end) for s in packed(*rows).segments] == [
         ("a", 1, 3),
         ("b", 3, 4),
     ]

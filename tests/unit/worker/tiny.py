@@ -13,8 +13,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from anole_shared.ids import AdapterId, RequestId
 from anole_worker import adapter_files, model_shape
+from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row, Sampling, Step
 from anole_worker.runtime.adapters import LoadedAdapter, load
+from anole_worker.runtime.grammar import Grammars
 
 torch.set_num_threads(1)
 disable_progress_bar()
@@ -111,7 +113,17 @@ def _peft_warnings_ignored() -> Iterator[None]:
 
 def load_adapter(folder: Path, model: Path) -> LoadedAdapter:
     file = adapter_files.read(folder, model_shape.read(model))
-    return load(file, memoryview(bytearray(file.packed_bytes)))
+    return load(file, memoryview(bytearray(file.packed_bytes(4))))
+
+
+def adapter_of(name: str) -> Adapter:
+    """What the core calls an adapter of that name in these tests."""
+    return Adapter(adapter_id=AdapterId(name), generation="", num_bytes=1, rank=1)
+
+
+def no_grammars(model: Path) -> Grammars:
+    """For runners whose rows have no grammar."""
+    return Grammars(model, model_shape.read(model), max_held=1)
 
 
 def row(
@@ -125,7 +137,7 @@ def row(
 ) -> Row:
     return Row(
         request_id=RequestId(name),
-        adapter_id=None if adapter is None else AdapterId(adapter),
+        adapter=None if adapter is None else adapter_of(adapter),
         token_ids=tuple(token_ids),
         start=start,
         block_table=tuple(blocks),
@@ -135,4 +147,6 @@ def row(
 
 def step(*rows: Row) -> Step:
     """The rows in the order that a step must have."""
-    return Step(rows=tuple(sorted(rows, key=lambda r: r.adapter_id or "")))
+    return Step(
+        rows=tuple(sorted(rows, key=lambda r: "" if r.adapter is None else r.adapter.adapter_id))
+    )

@@ -9,12 +9,18 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 
-from anole_shared.ids import AdapterId, RequestId
+from anole_shared.ids import RequestId
 from anole_shared.units import div_ceil
-from anole_worker.core.blocks import BlockPool
-from anole_worker.core.residency import AdapterCache, Residency
+from anole_worker.core.adapter import Adapter
+from anole_worker.core.loading import LoadAdapter, Loading
+from anole_worker.core.memory import Memory
+from anole_worker.core.paging import Paging
+from anole_worker.core.prefetch import ArrivalHistogram
+from anole_worker.core.prefix import Digest
+from anole_worker.core.residency import Residency
 from anole_worker.core.sequence import Ending, Phase, Sequence
-from anole_worker.core.step import Row, Step
+from anole_worker.core.step import Drawn, Row, Score, Step, TokenLogprobs
+from anole_worker.core.waiting import Waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,18 +37,10 @@ class EngineLimits:
     """Tokens per KV block."""
     vocab_size: int
     """Token ids that the model knows are below this."""
+    max_loads: int
+    """Adapters that may be on their way at once."""
     bypass_s: float
     """How long others may pass a sequence for whose adapter there is no room."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadAdapter:
-    """Bring the adapter's weights into memory, after giving back the memory of evict."""
-
-    adapter_id: AdapterId
-    evict: tuple[AdapterId, ...]
-    request_id: RequestId | None
-    """The request that waits for it; None for a prefetch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,34 +50,38 @@ class Output:
     sequence: Sequence
     token_id: int | None
     ending: Ending | None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """With the first token, where asked for."""
 
 
 class Engine:
-    """All sequences of one worker, its block pool and its adapter ledger."""
+    """All sequences of one worker, and the memory that they share with adapters."""
 
     def __init__(
         self,
         limits: EngineLimits,
-        blocks: BlockPool,
-        adapters: AdapterCache,
+        memory: Memory,
         eos_token_ids: frozenset[int],
-        adapter_sizes: dict[AdapterId, int],
+        predictor: ArrivalHistogram | None = None,
     ) -> None:
-        """adapter_sizes: bytes of every adapter that this worker can load."""
+        """predictor: guesses which adapters to load before they are asked for; None: no guesses."""
         self.limits = limits
-        self.blocks = blocks
-        self.adapters = adapters
-        self.adapter_sizes = adapter_sizes
+        self.memory = memory
+        self.num_preemptions = 0
+        self._paging = Paging(memory, limits.block_size)
+        self._loading = Loading(memory, max_loads=limits.max_loads, predictor=predictor)
         self._eos = eos_token_ids
-        self._waiting: dict[RequestId, Sequence] = {}  # in order of arrival
+        self._waiting = Waiting()
+        self._short: Sequence | None = None  # the first that waits, if that is for blocks
         self._running: dict[RequestId, Sequence] = {}  # in order of start
         self._in_step: Step | None = None
-        self._prefetch: dict[AdapterId, None] = {}
+        self._num_added = 0
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
         """Everything that has not ended."""
-        return (*self._running.values(), *self._waiting.values())
+        return (*self._running.values(), *self._waiting)
 
     @property
     def num_running(self) -> int:
@@ -92,31 +94,33 @@ class Engine:
 
     def refusal(self, sequence: Sequence) -> str | None:
         """Why the sequence can never run here, if so."""
-        token_ids, needed = sequence.token_ids, div_ceil(sequence.max_len, self.limits.block_size)
+        token_ids = sequence.token_ids
         if not token_ids or min(token_ids) < 0 or max(token_ids) >= self.limits.vocab_size:
             return f"its prompt is empty or has tokens outside 0..{self.limits.vocab_size - 1}"
-        if needed > self.blocks.num_blocks:
-            return f"it needs {needed} KV blocks, the pool has {self.blocks.num_blocks}"
         if len(self._waiting) >= self.limits.max_num_waiting:
             return f"{len(self._waiting)} sequences wait here already"
-        return None if sequence.adapter_id is None else self._adapter_refusal(sequence.adapter_id)
+        return self._too_large(sequence)
 
-    def _adapter_refusal(self, adapter_id: AdapterId) -> str | None:
-        size = self.adapter_sizes.get(adapter_id)
-        if size is None:
-            return f"adapter {adapter_id!r} is not in this worker's adapter folder"
-        if size > self.adapters.budget_bytes:
-            return (
-                f"adapter {adapter_id!r} takes {size} bytes, this worker's adapter memory "
-                f"is {self.adapters.budget_bytes}: raise ANOLE_WORKER_ADAPTER_BYTES"
-            )
-        return None
+    def _too_large(self, sequence: Sequence) -> str | None:
+        num_blocks = div_ceil(sequence.max_len, self.limits.block_size)
+        if self.memory.fits(num_blocks, sequence.adapter):
+            return None
+        return (
+            f"it needs {num_blocks} KV blocks of {self.memory.block_bytes} bytes and "
+            f"{sequence.adapter.num_bytes if sequence.adapter else 0} bytes for its adapter, "
+            f"this worker's memory is {self.memory.budget_bytes}: ask for fewer tokens, or "
+            "raise ANOLE_WORKER_MEMORY_BYTES"
+        )
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence, now: float) -> None:
         """Let a sequence wait for its turn; the caller has asked refusal() first."""
         assert self.refusal(sequence) is None
         assert sequence.request_id not in self
-        self._waiting[sequence.request_id] = sequence
+        self._num_added += 1
+        sequence.order = self._num_added
+        self._waiting.add(sequence)
+        if sequence.adapter is not None:
+            self._loading.arrived(sequence.adapter, now)
 
     def abort(self, request_id: RequestId, now: float) -> Sequence | None:
         """End a sequence; the ended one, or None if it is unknown or a step is running with it.
@@ -132,159 +136,217 @@ class Engine:
         self._end(sequence, now)
         return sequence
 
-    def prefetch(self, adapter_id: AdapterId) -> None:
-        """Ask for an adapter that will be needed; forgotten where there is no idle room for it."""
-        if adapter_id in self.adapter_sizes:
-            self._prefetch[adapter_id] = None
+    def prefetch(self, adapter: Adapter, now: float) -> None:
+        """A request that waits elsewhere will need the adapter."""
+        if self.memory.fits(0, adapter):
+            self._loading.hint(adapter, now)
+
+    def retire(self, adapter: Adapter) -> None:
+        """The adapter was replaced by another content: nobody will ask for this one again."""
+        self.memory.adapters.retire(adapter)
 
     def plan_loads(self, now: float) -> list[LoadAdapter]:
-        """Pin what waiting sequences need, in order of arrival, and say what must be loaded.
+        """What to load now. Give memory.collect_stripped() back before the next step."""
+        headroom_bytes = len(self._running) * self.memory.block_bytes
+        return self._loading.plan(self._waiting, headroom_bytes, now, self._short)
 
-        Once one sequence finds no room for its adapter, no later one takes room away from it. They
-        may still pin what is here, until it has waited for bypass_s: then they lose their pins, so
-        that room comes as soon as the running sequences end.
-        """
-        loads: list[LoadAdapter] = []
-        short: Sequence | None = None
-        for sequence in self._waiting.values():
-            adapter_id = sequence.adapter_id
-            if short is not None and self._is_starved(short, now):
-                self._unpin(sequence, now)
-                continue
-            if adapter_id is None or sequence.is_pinning:
-                continue
-            if self.adapters.residency(adapter_id) is Residency.ABSENT:
-                load = None if short else self._start_load(adapter_id, sequence.request_id, now)
-                if load is None:
-                    short = short or sequence
-                    continue
-                loads.append(load)
-            self.adapters.pin(adapter_id, now)
-            sequence.is_pinning = True
-        loads.extend(self._plan_prefetches(now))
-        return loads
-
-    def _plan_prefetches(self, now: float) -> Iterator[LoadAdapter]:
-        wanted, self._prefetch = self._prefetch, {}
-        for adapter_id in wanted:
-            room = self.adapters.budget_bytes - self.adapters.used_bytes
-            is_absent = self.adapters.residency(adapter_id) is Residency.ABSENT
-            if is_absent and self.adapter_sizes[adapter_id] <= room:
-                load = self._start_load(adapter_id, None, now)
-                if load is not None:
-                    yield load
-
-    def _start_load(
-        self, adapter_id: AdapterId, request_id: RequestId | None, now: float
-    ) -> LoadAdapter | None:
-        victims = self.adapters.start_load(adapter_id, self.adapter_sizes[adapter_id], now)
-        if victims is None:
-            return None
-        return LoadAdapter(adapter_id=adapter_id, evict=victims, request_id=request_id)
-
-    def adapter_loaded(self, adapter_id: AdapterId) -> None:
+    def adapter_loaded(self, adapter: Adapter) -> None:
         """A load that plan_loads() asked for has ended well."""
-        self.adapters.loaded(adapter_id)
+        self.memory.adapters.loaded(adapter)
 
-    def adapter_failed(self, adapter_id: AdapterId, now: float) -> list[Sequence]:
+    def adapter_failed(self, adapter: Adapter, now: float) -> list[Sequence]:
         """A load has failed: the sequences that waited for it, now ended."""
-        lost = [s for s in self._waiting.values() if s.adapter_id == adapter_id]
+        lost = [sequence for sequence in self._waiting if sequence.adapter == adapter]
         for sequence in lost:
             self._end(sequence, now)
-        self.adapters.load_failed(adapter_id)
+        self.memory.adapters.load_failed(adapter)
         return lost
 
-    def take_back(self, victims: Listing[AdapterId], now: float) -> list[AdapterId]:
+    def adapter_replaced(self, old: Adapter, new: Adapter, now: float) -> list[Sequence]:
+        """A load has failed because the adapter's content is another by now.
+
+        Who waited for the old content waits for the new one; returns those that it is too large
+        for, now ended.
+        """
+        lost: list[Sequence] = []
+        for sequence in self._waiting.turn_to(new, old):
+            if self._too_large(sequence) is None:
+                self._loading.arrived(new, now)
+            else:
+                self._end(sequence, now)
+                lost.append(sequence)
+        self.memory.adapters.load_failed(old)
+        return lost
+
+    def take_back(self, victims: Listing[Adapter]) -> list[Adapter]:
         """After a failed load: its victims whose memory was not given back are here again.
 
         Returns those whose room is claimed by now: the shell must give their memory back.
         """
-        return [
-            victim
-            for victim in victims
-            if not self.adapters.take_back(victim, self.adapter_sizes[victim], now)
-        ]
+        return [victim for victim in victims if not self.memory.take_back(victim)]
 
     def plan_step(self, now: float) -> Step | None:
         """Start what can start, then the next step: one token for each decode, prompts by chunks.
 
         Decodes come before prompt chunks within the token budget, so that a long prompt slows
-        running streams by one chunk a step at most. None where nothing can run.
+        running streams by one chunk a step at most. None where nothing can run. Afterwards
+        memory.collect_evicted() has the adapters that have gone for keys and values.
         """
         assert self._in_step is None, "a step is running"
         self._start_ready(now)
-        budget = self.limits.token_budget
-        rows: list[Row] = []
-        decodes = (s for s in self._running.values() if s.phase is Phase.DECODE)
-        prefills = (s for s in self._running.values() if s.phase is Phase.PREFILL)
-        for sequence in (*decodes, *prefills):
-            if budget == 0:
-                break
-            row = _row_of(sequence, budget)
-            budget -= len(row.token_ids)
-            rows.append(row)
+        rows = [*self._decode_rows(now)]
+        rows += self._prefill_rows(self.limits.token_budget - len(rows), now)
         if not rows:
             return None
-        rows.sort(key=lambda row: (row.adapter_id is not None, row.adapter_id or ""))
+        rows.sort(key=_adapter_order)
         self._in_step = Step(rows=tuple(rows))
         return self._in_step
 
     def _start_ready(self, now: float) -> None:
         """Move waiting sequences into the batch, in order of arrival.
 
-        One that waits for its adapter may be passed: while the load runs, for as long as it runs;
-        while there is no room for it, for bypass_s. One that waits for blocks is never passed.
+        One that waits for its adapter may be passed: while it waits for a load or the load runs,
+        for as long as that takes; while there is no room for it, for bypass_s. One that waits for
+        blocks is never passed.
         """
-        for sequence in list(self._waiting.values()):
+        self._short = None
+        earlier: set[Adapter] = set()
+        for sequence in list(self._waiting):
             if len(self._running) >= self.limits.max_num_seqs:
                 return
-            if not self._has_adapter(sequence):
-                if not sequence.is_pinning and self._is_starved(sequence, now):
+            if sequence.adapter is not None:
+                earlier.add(sequence.adapter)
+                residency = self.memory.adapters.residency(sequence.adapter)
+                if residency is Residency.ABSENT and self._is_starved(sequence, now):
                     return
-                continue
-            blocks = self.blocks.allocate(div_ceil(sequence.max_len, self.limits.block_size))
-            if blocks is None:
+                if residency is not Residency.RESIDENT:
+                    continue
+            wanted = self._loading.wanted(self._waiting.adapters, now, kept=earlier)
+            if not self._paging.open(sequence, now, wanted, headroom=len(self._running)):
+                self._short = sequence
                 return
-            sequence.block_table = blocks
             sequence.move_to(Phase.PREFILL)
-            del self._waiting[sequence.request_id]
+            self._waiting.remove(sequence)
             self._running[sequence.request_id] = sequence
+            if sequence.adapter is not None:
+                self.memory.adapters.pin(sequence.adapter)
 
     def _is_starved(self, sequence: Sequence, now: float) -> bool:
-        """Whether a sequence without room for its adapter has been passed for long enough."""
-        return now - sequence.arrived_s > self.limits.bypass_s
+        """Whether there has been no room for its adapter for so long that nobody may pass."""
+        has_no_room = sequence.adapter == self._loading.no_room_for
+        return has_no_room and now - sequence.arrived_s > self.limits.bypass_s
 
-    def _has_adapter(self, sequence: Sequence) -> bool:
-        if sequence.adapter_id is None:
-            return True
-        residency = self.adapters.residency(sequence.adapter_id)
-        return sequence.is_pinning and residency is Residency.RESIDENT
+    def _decode_rows(self, now: float) -> Iterator[Row]:
+        """The oldest first: where blocks run out, the youngest give theirs up and wait again."""
+        decodes = [s for s in self._running.values() if s.phase is Phase.DECODE]
+        for sequence in sorted(decodes, key=lambda s: s.order):
+            if sequence.phase is Phase.DECODE and self._can_grow(sequence, now):
+                yield self._row(sequence, 1)
 
-    def complete_step(self, drawn: Listing[int | None], now: float) -> list[Output]:
-        """Take in what a step drew, one entry a row, and end what has ended."""
+    def _can_grow(self, sequence: Sequence, now: float) -> bool:
+        """Whether the sequence has blocks for its next token, by whatever has to go for it."""
+        wanted = self._loading.wanted(self._waiting.adapters, now)
+        while not self._paging.grow(sequence, len(sequence.token_ids), now, wanted):
+            youngest = max(self._running.values(), key=lambda s: s.order)
+            if youngest is sequence and len(self._running) == 1:
+                return False  # an adapter that is being loaded holds the memory: soon it can go
+            self._preempt(youngest, now)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence, now: float) -> None:
+        self._let_go(sequence, now)
+        sequence.move_to(Phase.WAITING)
+        sequence.num_preemptions += 1
+        sequence.scored.clear()
+        self.num_preemptions += 1
+        del self._running[sequence.request_id]
+        self._waiting.put_back(sequence)
+
+    def _prefill_rows(self, budget: int, now: float) -> Iterator[Row]:
+        """Chunks, in order of start; what another row of the step computes is left to that row."""
+        filled: set[Digest] = set()
+        for sequence in self._running.values():
+            if budget <= 0:
+                return
+            if sequence.phase is not Phase.PREFILL:
+                continue
+            self._paging.reuse(sequence, now)
+            num_tokens = self._paging.num_own_tokens(sequence, filled, budget)
+            if num_tokens == 0:
+                continue
+            row = self._row(sequence, num_tokens)
+            budget -= len(row.token_ids)
+            filled.update(self._paging.digests(sequence, row.start + len(row.token_ids)))
+            yield row
+
+    def _row(self, sequence: Sequence, budget: int) -> Row:
+        """The next tokens of a running sequence, at most budget of them."""
+        start = sequence.num_computed_tokens
+        token_ids = tuple(sequence.token_ids[start : start + budget])
+        end = start + len(token_ids)
+        sampling = sequence.sampling if end == len(sequence.token_ids) else None
+        score = None
+        if sequence.is_scoring and sequence.prompt_logprobs is not None:
+            following = tuple(sequence.token_ids[start + 1 : end + 1])
+            score = Score(token_ids=following, num_top=sequence.prompt_logprobs)
+        return Row(
+            request_id=sequence.request_id,
+            adapter=sequence.adapter,
+            token_ids=token_ids,
+            start=start,
+            block_table=tuple(sequence.block_table),
+            sampling=sampling,
+            history=sequence.history if sampling and sampling.needs_history else None,
+            banned_token_ids=self._banned(sequence) if sampling else (),
+            score=score,
+        )
+
+    def _banned(self, sequence: Sequence) -> tuple[int, ...]:
+        if sequence.num_output_tokens >= sequence.stopping.min_tokens:
+            return ()
+        eos = frozenset() if sequence.stopping.ignore_eos else self._eos
+        return tuple(eos | sequence.stopping.stop_token_ids)
+
+    def complete_step(self, drawn: Listing[Drawn], now: float) -> list[Output]:
+        """Take in what a step brought, one entry a row, and end what has ended."""
         assert self._in_step is not None, "no step is running"
         step, self._in_step = self._in_step, None
         outputs: list[Output] = []
-        for row, token_id in zip(step.rows, drawn, strict=True):
+        for row, found in zip(step.rows, drawn, strict=True):
             sequence = self._running[row.request_id]
-            sequence.num_computed_tokens += len(row.token_ids)
-            if sequence.is_aborted:
-                output = Output(sequence=sequence, token_id=None, ending=Ending.ABORT)
-            elif token_id is not None:
-                ending = self._append(sequence, token_id)
-                output = Output(sequence=sequence, token_id=token_id, ending=ending)
-            else:
+            self._paging.computed(sequence, len(row.token_ids))
+            output = self._output(sequence, found)
+            if output is None:
                 continue
             if output.ending is not None:
                 self._end(sequence, now)
             outputs.append(output)
         return outputs
 
+    def _output(self, sequence: Sequence, found: Drawn) -> Output | None:
+        sequence.scored += found.scored
+        if sequence.is_aborted:
+            return Output(sequence=sequence, token_id=None, ending=Ending.ABORT)
+        if found.token_id is None:
+            return None
+        scored, sequence.scored = tuple(sequence.scored), []
+        return Output(
+            sequence=sequence,
+            token_id=found.token_id,
+            ending=self._append(sequence, found.token_id),
+            logprobs=found.logprobs,
+            prompt_logprobs=scored,
+        )
+
     def _append(self, sequence: Sequence, token_id: int) -> Ending | None:
         if sequence.phase is Phase.PREFILL:
             sequence.move_to(Phase.DECODE)
         sequence.token_ids.append(token_id)
-        if token_id in self._eos and not sequence.ignore_eos:
+        stopping = sequence.stopping
+        is_eos = token_id in self._eos and not stopping.ignore_eos
+        if is_eos or token_id in stopping.stop_token_ids:
             return Ending.STOP
         return Ending.LENGTH if sequence.num_output_tokens >= sequence.max_tokens else None
 
@@ -298,44 +360,37 @@ class Engine:
         return lost
 
     def _end(self, sequence: Sequence, now: float) -> None:
+        if self._running.pop(sequence.request_id, None) is not None:
+            self._let_go(sequence, now)
+        else:
+            self._waiting.remove(sequence)
         sequence.move_to(Phase.FINISHED)
-        self._waiting.pop(sequence.request_id, None)
-        self._running.pop(sequence.request_id, None)
-        self.blocks.free(sequence.block_table)
-        sequence.block_table = ()
-        self._unpin(sequence, now)
 
-    def _unpin(self, sequence: Sequence, now: float) -> None:
-        if sequence.is_pinning and sequence.adapter_id is not None:
-            self.adapters.unpin(sequence.adapter_id, now)
-            sequence.is_pinning = False
+    def _let_go(self, sequence: Sequence, now: float) -> None:
+        """Take back what a running sequence holds."""
+        self._paging.close(sequence, now)
+        if sequence.adapter is not None:
+            self.memory.adapters.unpin(sequence.adapter, now)
 
     def check_invariants(self) -> None:
-        """No block has two owners, nothing runs without its adapter, nothing is over its limit."""
-        self.blocks.check_invariants()
-        self.adapters.check_invariants()
-        owned = [block for s in self._running.values() for block in s.block_table]
-        assert len(owned) == len(set(owned))
-        assert len(owned) + self.blocks.num_free == self.blocks.num_blocks
+        """No block without an owner, nothing runs without its adapter, nothing over its limit."""
+        self.memory.check_invariants()
+        owned = {block for s in self._running.values() for block in s.block_table}
+        assert len(owned) == self.memory.blocks.num_owned
         assert len(self._running) <= self.limits.max_num_seqs
         for sequence in self._running.values():
-            assert self._has_adapter(sequence)
             assert sequence.phase in {Phase.PREFILL, Phase.DECODE}
-        for sequence in self._waiting.values():
+            assert len(set(sequence.block_table)) == len(sequence.block_table)
+            if sequence.adapter is not None:
+                assert self.memory.adapters.is_pinned(sequence.adapter)
+        self._waiting.check_invariants()
+        for sequence in self._waiting:
             assert sequence.phase is Phase.WAITING
             assert not sequence.block_table
 
 
-def _row_of(sequence: Sequence, budget: int) -> Row:
-    """The next tokens of a running sequence, at most budget of them."""
-    start = sequence.num_computed_tokens
-    token_ids = tuple(sequence.token_ids[start : start + budget])
-    reaches_end = start + len(token_ids) == len(sequence.token_ids)
-    return Row(
-        request_id=sequence.request_id,
-        adapter_id=sequence.adapter_id,
-        token_ids=token_ids,
-        start=start,
-        block_table=sequence.block_table,
-        sampling=sequence.sampling if reaches_end else None,
-    )
+def _adapter_order(row: Row) -> tuple[bool, str, str]:
+    """Base rows first, the rows of one content of an adapter together."""
+    if row.adapter is None:
+        return (False, "", "")
+    return (True, row.adapter.adapter_id, row.adapter.generation)

@@ -1,8 +1,9 @@
-"""An adapter's weights in memory: one arena of fp32, and views of it as the runner wants them."""
+"""An adapter's weights in memory: one arena, and views of it as the runner wants them."""
 
 import math
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from mmap import mmap
 
@@ -16,6 +17,7 @@ from anole_worker.adapter_tensors import ModuleTensors
 from anole_worker.errors import AdapterRefused
 from anole_worker.model_shape import SITES, ModelShape
 from anole_worker.runtime.lora import LayerDelta, SiteDelta, SitePart
+from anole_worker.runtime.lora_table import make_table
 from anole_worker.safetensors_header import TensorSpan
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -25,20 +27,51 @@ class LoadedAdapter:
     """An adapter that a step can use, until it is released."""
 
     def __init__(
-        self, adapter_id: AdapterId, generation: str, layers: tuple[LayerDelta, ...]
+        self,
+        adapter_id: AdapterId,
+        generation: str,
+        layers: tuple[LayerDelta, ...],
+        arena: Tensor,
+        table: Tensor | None,
     ) -> None:
         self.adapter_id = adapter_id
         self.generation = generation
         self.layers = layers
         """By layer: what the adapter adds at each of its SITES."""
+        self.arena = arena
+        """All its weights, which the layers are views of."""
+        self.table = table
+        """Where they are, for kernels (see lora_table)."""
+
+    def over(self, arena: Tensor) -> "LoadedAdapter":
+        """The same adapter as views of a copy of its arena, which may be on another device."""
+
+        def viewed(tensor: Tensor) -> Tensor:
+            begin = tensor.storage_offset() - self.arena.storage_offset()
+            return arena.as_strided(tensor.shape, tensor.stride(), arena.storage_offset() + begin)
+
+        def moved(delta: SiteDelta | None) -> SiteDelta | None:
+            if delta is None:
+                return None
+            parts = tuple(replace(part, up=viewed(part.up)) for part in delta.parts)
+            return SiteDelta(down=viewed(delta.down), parts=parts)
+
+        layers = tuple(tuple(moved(delta) for delta in layer) for layer in self.layers)
+        return LoadedAdapter(self.adapter_id, self.generation, layers, arena, None)
 
     def release(self) -> None:
         """Drop every view of the buffer, so that its owner can unmap it."""
         self.layers = ()
+        self.arena = torch.empty(0)
+        self.table = None
 
 
-def load(file: AdapterFile, buffer: memoryview | mmap | bytearray) -> LoadedAdapter:
-    """Read the weights into the buffer, of at least packed_bytes, and make views of it.
+def load(
+    file: AdapterFile,
+    buffer: memoryview | mmap | bytearray,
+    dtype: torch.dtype = torch.float32,
+) -> LoadedAdapter:
+    """Read the weights into the buffer, of at least their packed_bytes, and make views of it.
 
     Layer by layer and site by site the buffer holds the As of the site's modules, stacked, as one
     [sum of ranks, in], then each module's B as [rank, out] with the scale multiplied in. While a
@@ -50,7 +83,7 @@ def load(file: AdapterFile, buffer: memoryview | mmap | bytearray) -> LoadedAdap
     Raises AdapterRefused when the files are not those that were validated, or not finite numbers.
     """
     try:
-        return _load(file, memoryview(buffer).cast("B"))
+        return _load(file, memoryview(buffer).cast("B"), dtype)
     except BaseException as error:
         # The frames that failed would keep views of the buffer alive for as long as the error.
         traceback.clear_frames(error.__traceback__)
@@ -58,28 +91,30 @@ def load(file: AdapterFile, buffer: memoryview | mmap | bytearray) -> LoadedAdap
         raise
 
 
-def _load(file: AdapterFile, buffer: memoryview) -> LoadedAdapter:
-    if buffer.nbytes < file.packed_bytes:
-        raise ValueError(f"a buffer of {buffer.nbytes} bytes cannot hold {file.packed_bytes}")
+def _load(file: AdapterFile, buffer: memoryview, dtype: torch.dtype) -> LoadedAdapter:
+    num_bytes = file.packed_bytes(dtype.itemsize)
+    if buffer.nbytes < num_bytes:
+        raise ValueError(f"a buffer of {buffer.nbytes} bytes cannot hold {num_bytes}")
     with adapter_files.opened(file.path, file.shape) as adapter:
         _check_unchanged(file, adapter)
-        arena = torch.frombuffer(buffer[: file.packed_bytes], dtype=torch.float32)
+        arena = torch.frombuffer(buffer[:num_bytes], dtype=dtype)
         layers: list[LayerDelta] = [(None,) * len(SITES) for _ in range(file.shape.num_layers)]
         begin = 0
         for (layer, site), group in groupby(adapter.modules, key=lambda m: (m.layer, m.site)):
             modules = list(group)
-            end = begin + sum(module.packed_bytes for module in modules) // arena.itemsize
+            end = begin + sum(module.num_weights for module in modules)
             delta = _fill(arena[begin:end], modules, adapter, file.shape)
             layers[layer] = (*layers[layer][:site], delta, *layers[layer][site + 1 :])
             begin = end
         _check_unchanged(file, adapter)
         # One sum finds them all, tens of times as fast as a look at each.
-        if not math.isfinite(arena.sum()):
+        if not math.isfinite(arena.sum(dtype=torch.float32)):
             raise AdapterRefused(
                 adapter.weights_path,
                 "it has weights that are infinite, next to it, or no numbers; train it again",
             )
-    return LoadedAdapter(file.adapter_id, file.generation, tuple(layers))
+    table = make_table(layers, file.shape)
+    return LoadedAdapter(file.adapter_id, file.generation, tuple(layers), arena, table)
 
 
 def _check_unchanged(file: AdapterFile, adapter: OpenAdapter) -> None:
@@ -111,12 +146,13 @@ def _fill(
 
 
 def _read(adapter: OpenAdapter, span: TensorSpan, target: Tensor, *, scale: float = 1) -> None:
-    """Read a tensor into its place, which may be transposed."""
-    if span.dtype == "F32" and target.is_contiguous():
-        adapter.read_into(span, target.numpy().data.cast("B"))
-    else:
-        content = bytearray(span.end - span.begin)
-        adapter.read_into(span, memoryview(content))
-        target.copy_(torch.frombuffer(content, dtype=_DTYPES[span.dtype]).view(span.shape))
-    if scale != 1:
-        target.mul_(scale)
+    """Read a tensor into its place, which may be transposed and of another type."""
+    dtype = _DTYPES[span.dtype]
+    if scale == 1 and dtype == target.dtype and target.is_contiguous():
+        adapter.read_into(span, target.view(torch.uint8).numpy().data.cast("B"))
+        return
+    content = bytearray(span.end - span.begin)
+    adapter.read_into(span, memoryview(content))
+    source = torch.frombuffer(content, dtype=dtype).view(span.shape)
+    # Scaled before it is narrowed, so that it is rounded once.
+    target.copy_(source if scale == 1 else source.float().mul_(scale))

@@ -7,6 +7,7 @@ layout that has the block as its first axis, and it leaves nothing to transpose.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anole_worker.model_shape import ModelShape
+from anole_worker.runtime.host_memory import HostMemory
 
 
 class KvCache:
@@ -32,7 +34,14 @@ class KvCache:
         self.block_size = block_size
         self._num_kv_heads = shape.num_kv_heads
         size = (2 * shape.num_kv_heads, num_blocks * block_size, shape.head_dim)
-        self._layers = tuple(_untouched(size, dtype) for _ in range(shape.num_layers))
+        layer_bytes = math.prod(size) * dtype.itemsize
+        self._plane_bytes = num_blocks * block_size * shape.head_dim * dtype.itemsize
+        self._num_planes = shape.num_layers * 2 * shape.num_kv_heads
+        self._memory = HostMemory(shape.num_layers * layer_bytes)
+        self._layers = tuple(
+            self._memory.tensor(layer * layer_bytes, dtype, size)
+            for layer in range(shape.num_layers)
+        )
 
     @staticmethod
     def bytes_per_token(shape: ModelShape, dtype: torch.dtype = torch.float32) -> int:
@@ -45,6 +54,15 @@ class KvCache:
         positions = np.arange(begin, end)
         return blocks[positions // self.block_size] * self.block_size + positions % self.block_size
 
+    def give_back(self, blocks: Sequence[int]) -> None:
+        """Return the memory of blocks that nobody uses, as far as it is whole pages."""
+        block_bytes = self._plane_bytes // self.num_blocks
+        for first, last in _runs(blocks):
+            for plane in range(self._num_planes):
+                begin = plane * self._plane_bytes
+                end = begin + (last + 1) * block_bytes
+                self._memory.give_back(begin + first * block_bytes, end)
+
     def write(self, layer: int, slots: Tensor, keys_values: Tensor) -> None:
         """Store [tokens, 2 * kv_heads, head_dim], keys before values, one token a slot."""
         self._layers[layer].index_copy_(1, slots, keys_values.transpose(0, 1))
@@ -55,7 +73,11 @@ class KvCache:
         return both[: self._num_kv_heads], both[self._num_kv_heads :]
 
 
-def _untouched(size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that take memory only once written; torch.zeros writes all of them at once."""
-    num_bytes = math.prod(size) * dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(size)
+def _runs(blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The first and the last of each stretch of neighbouring blocks."""
+    ordered = sorted(blocks)
+    first = 0
+    for index, block in enumerate(ordered):
+        if index + 1 == len(ordered) or ordered[index + 1] != block + 1:
+            yield ordered[first], block
+            first = index + 1

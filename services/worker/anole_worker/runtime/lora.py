@@ -1,13 +1,16 @@
 """Adds adapters to the base model's projections, each to its own rows of a mixed batch.
 
-A plain loop over the adapters of the step. Rows of one adapter are contiguous, so that nothing is
-gathered or scattered, ranks may differ, and one token a row or a long prompt are alike. On a CPU
-this beats padding to the largest rank and batching (1.3 against 1.7 to 2.9 times a step of the
-base model, 16 adapters of ranks 8 to 64), because the weights' bytes are what costs.
+Deltas is what every forward pass calls. The implementation here runs anywhere torch does: a plain
+loop over the adapters of the step. Rows of one adapter are
+contiguous, so that nothing is gathered or scattered, ranks may differ, and one token a row or a
+long prompt are alike. On a CPU this beats padding to the largest rank and batching (1.3 against
+1.7 to 2.9 times a step of the base model, 16 adapters of ranks 8 to 64), because the weights'
+bytes are what costs. lora_rows has one for few tokens on a CPU, lora_triton one for a GPU.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -45,17 +48,31 @@ class AdaptedTokens:
     begin: int
     end: int
     layers: tuple[LayerDelta, ...]
+    table: Tensor | None = None
+    """Where the adapter's tensors are, for kernels (see lora_table)."""
 
 
-def add_deltas(
-    y: Tensor, x: Tensor, adapted: Sequence[AdaptedTokens], layer: int, site: int
-) -> None:
-    """Add to y [tokens, out], in place, what the adapters make of x [tokens, in]."""
-    for tokens in adapted:
-        delta = tokens.layers[layer][site]
-        if delta is None:
-            continue
-        rows = slice(tokens.begin, tokens.end)
-        hidden = torch.mm(x[rows], delta.down)
-        for part in delta.parts:
-            y[rows, part.columns].addmm_(hidden[:, part.ranks], part.up)
+class Deltas(Protocol):
+    """What the adapters of one step add; made once for the step, then used by every layer."""
+
+    def add(self, y: Tensor, x: Tensor, layer: int, site: int) -> None:
+        """Add to y [tokens, out], in place, what the adapters make of x [tokens, in]."""
+
+
+class LoopDeltas:
+    """One adapter after the other, with torch's own matrix products."""
+
+    __slots__ = ("_adapted",)
+
+    def __init__(self, adapted: Sequence[AdaptedTokens]) -> None:
+        self._adapted = adapted
+
+    def add(self, y: Tensor, x: Tensor, layer: int, site: int) -> None:
+        for tokens in self._adapted:
+            delta = tokens.layers[layer][site]
+            if delta is None:
+                continue
+            rows = slice(tokens.begin, tokens.end)
+            hidden = torch.mm(x[rows], delta.down)
+            for part in delta.parts:
+                y[rows, part.columns].addmm_(hidden[:, part.ranks], part.up)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anole_shared.ids import AdapterId
+from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row, Step
 from anole_worker.runtime.kv_cache import KvCache
 
@@ -52,7 +52,7 @@ class PromptChunk:
 class Segment:
     """Consecutive tokens of one adapter."""
 
-    adapter_id: AdapterId
+    adapter: Adapter
     begin: int
     end: int
 
@@ -177,9 +177,9 @@ def _segments(
 ) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     for row, begin, end in zip(rows, begins, ends, strict=True):
-        if row.adapter_id is None:
+        if row.adapter is None:
             continue
-        is_same = segments and segments[-1].adapter_id == row.adapter_id
+        is_same = segments and segments[-1].adapter == row.adapter
         first = segments.pop().begin if is_same else begin
-        segments.append(Segment(adapter_id=row.adapter_id, begin=first, end=end))
+        segments.append(Segment(adapter=row.adapter, begin=first, end=end))
     return tuple(segments)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _FEW_ROWS = 2
+_PACKED = (torch.float32, torch.bfloat16)
 
 _reorder: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _linear: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -27,7 +28,7 @@ class Projection:
         """Keeps its own copy of the weight: the caller can free what it passed."""
         self._bias = bias
         self._weight = (
-            _reorder(weight) if _reorder is not None and _is_fp32_on_cpu(weight) else weight
+            _reorder(weight) if _reorder is not None and _is_packed_here(weight) else weight
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -48,10 +49,10 @@ class SharedProjection:
         self._weight = weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        if _linear is not None and _is_fp32_on_cpu(x) and x.shape[0] > _FEW_ROWS:
+        if _linear is not None and _is_packed_here(x) and x.shape[0] > _FEW_ROWS:
             return _linear(x, self._weight, None, "none", [], "")
         return functional.linear(x, self._weight)
 
 
-def _is_fp32_on_cpu(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+def _is_packed_here(tensor: Tensor) -> bool:
+    return tensor.dtype in _PACKED and tensor.device.type == "cpu"

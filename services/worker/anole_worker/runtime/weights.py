@@ -164,3 +164,9 @@ def _fuse(layer: Mapping[str, Tensor], site: int) -> Projection:
     weight = torch.cat([layer[f"{path}.weight"] for path in paths])
     biases = [layer[f"{path}.bias"] for path in paths if f"{path}.bias" in layer]
     return Projection(weight, torch.cat(biases) if biases else None)
+
+
+def preferred_dtype() -> torch.dtype:
+    """bfloat16 where it is multiplied in hardware, else float32."""
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return torch.bfloat16 if has_tiles else torch.float32

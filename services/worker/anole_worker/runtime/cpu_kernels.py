@@ -1,0 +1,156 @@
+"""Loops over a few rows that torch does not do well on a CPU, compiled by numba, without the GIL.
+
+They read and write float32, or bfloat16 as its bits in uint16, and add up in float32. Each row is
+computed by itself and always in the same order, so what comes out does not depend on its company.
+The compiled code is kept beside this file, or in numba's own cache folder where that cannot be
+written.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+_INT16, _INT32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
+_HALF, _ROUNDING = 16, 0x7FFF
+_TOGETHER = 4
+"""Ranks that are added in one pass over a row's outputs."""
+
+
+@intrinsic
+def _pointer(_typing: Any, address: Any, like: Any) -> Any:
+    """An address as a pointer to elements of the array's type."""
+    result = types.CPointer(like.dtype)
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(result))
+
+    return result(address, like), generate
+
+
+@intrinsic
+def _wide(_typing: Any, element: Any) -> Any:
+    """An element as float32."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        if element == types.float32:
+            return arguments[0]
+        bits = builder.shl(builder.zext(arguments[0], _INT32), ir.Constant(_INT32, _HALF))
+        return builder.bitcast(bits, _FLOAT)
+
+    return types.float32(element), generate
+
+
+@intrinsic
+def _narrow(_typing: Any, number: Any, like: Any) -> Any:
+    """A float32 as an element of the array's type, rounded to the nearest, ties to even."""
+    element = like.dtype
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        if element == types.float32:
+            return arguments[0]
+        bits = builder.bitcast(arguments[0], _INT32)
+        half = ir.Constant(_INT32, _HALF)
+        is_odd = builder.and_(builder.lshr(bits, half), ir.Constant(_INT32, 1))
+        rounded = builder.add(bits, builder.add(is_odd, ir.Constant(_INT32, _ROUNDING)))
+        return builder.trunc(builder.lshr(rounded, half), _INT16)
+
+    return element(number, like), generate
+
+
+_compiled = njit(nogil=True, fastmath={"contract", "reassoc", "nsz"}, cache=True)
+
+
+@_compiled
+def normalise(normed: Any, x: Any, weight: Any, epsilon: float) -> None:
+    """Normed = x / sqrt(mean(x^2) + epsilon) * weight, row by row; all [rows, size]."""
+    rows, size = x.shape
+    for row in range(rows):
+        total = np.float32(0)
+        for index in range(size):
+            number = _wide(x[row, index])
+            total += number * number
+        scale = np.float32(1) / np.sqrt(total / np.float32(size) + np.float32(epsilon))
+        for index in range(size):
+            number = _wide(x[row, index]) * scale * _wide(weight[index])
+            normed[row, index] = _narrow(number, normed)
+
+
+@_compiled
+def add_deltas(
+    y: Any, x: Any, tiles: Any, record: int, columns: Any, sizes: Any, room: Any
+) -> None:
+    """Add to y [tokens, out] what adapters make of x [tokens, in] at one site of one layer.
+
+    Args:
+        y: changed in place.
+        x: the site's input.
+        tiles: int64 [tiles, 3]: the address of an adapter's table, first token, number of tokens.
+        record: where in each table the site's record begins.
+        columns: int64 [modules]: where each module's columns of y begin.
+        sizes: int64 [modules]: how many they are.
+        room: float32 [max(in, out) + sum of ranks], to work in.
+    """
+    num_in = x.shape[1]
+    num_modules = len(columns)
+    for tile in range(len(tiles)):
+        table = carray(_pointer(tiles[tile, 0], tiles), record + 8)
+        marks = table[record + 4 :]
+        num_ranks = marks[3]
+        if num_ranks == 0:
+            continue
+        down = carray(_pointer(table[record], x), (num_ranks, num_in))
+        for token in range(tiles[tile, 1], tiles[tile, 1] + tiles[tile, 2]):
+            hidden = _shrink(x[token], down, room)
+            for module in range(num_modules):
+                begin, rank = marks[module], marks[module + 1] - marks[module]
+                if rank > 0:
+                    size = sizes[module]
+                    up = carray(_pointer(table[record + 1 + module], x), (rank, size))
+                    part = y[token, columns[module] : columns[module] + size]
+                    _expand(part, hidden[begin : begin + rank], up, room)
+
+
+@_compiled
+def _shrink(x: Any, down: Any, room: Any) -> Any:
+    """The end of the room, with down [ranks, in] times x."""
+    num_ranks, num_in = down.shape
+    wide = room[:num_in]
+    for index in range(num_in):
+        wide[index] = _wide(x[index])
+    hidden = room[len(room) - num_ranks :]
+    for rank in range(num_ranks):
+        row = down[rank]
+        total = np.float32(0)
+        for index in range(num_in):
+            total += _wide(row[index]) * wide[index]
+        hidden[rank] = total
+    return hidden
+
+
+@_compiled
+def _expand(y: Any, hidden: Any, up: Any, room: Any) -> None:
+    """Add hidden [rank] times up [rank, out] to y, a row of the room being its sum."""
+    rank, size = up.shape
+    total = room[:size]
+    for index in range(size):
+        total[index] = _wide(y[index])
+    whole = rank - rank % _TOGETHER
+    for first in range(0, whole, _TOGETHER):
+        a, b, c, d = hidden[first], hidden[first + 1], hidden[first + 2], hidden[first + 3]
+        p, q, r, s = up[first], up[first + 1], up[first + 2], up[first + 3]
+        for index in range(size):
+            total[index] += (
+                a * _wide(p[index])
+                + b * _wide(q[index])
+                + c * _wide(r[index])
+                + d * _wide(s[index])
+            )
+    for last in range(whole, rank):
+        a, p = hidden[last], up[last]
+        for index in range(size):
+            total[index] += a * _wide(p[index])
+    for index in range(size):
+        y[index] = _narrow(total[index], y)

@@ -1,0 +1,94 @@
+"""Adds adapters to projections on a CPU: few tokens by a compiled loop, many by torch.
+
+In decoding every adapter has a row or two. torch's products then cost tens of microseconds a call,
+of which one step of 16 adapters makes 3,000; one call of the loop reads all adapters' weights of a
+projection at the speed of memory. Long chunks are left to torch, whose products reuse them.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anole_worker.model_shape import SITES, ModelShape
+from anole_worker.runtime import cpu_kernels
+from anole_worker.runtime.lora import AdaptedTokens, LoopDeltas
+from anole_worker.runtime.lora_table import MAX_MODULES, RECORD
+
+MAX_RANK = 256
+
+_MOST_TOKENS = {torch.float32: 8, torch.bfloat16: 16}
+"""Of one adapter in a step that the loop takes; and the types that it knows."""
+
+
+class RowsBackend:
+    """What all steps on one CPU share: the model's sizes, and room to work in."""
+
+    def __init__(self, shape: ModelShape, dtype: torch.dtype) -> None:
+        """Steps must run one after the other."""
+        dims = shape.module_dims
+        self._most = _MOST_TOKENS[dtype]
+        self._columns = [
+            np.array([shape.columns(module).start for module in modules]) for modules in SITES
+        ]
+        self._sizes = [np.array([dims[module][1] for module in modules]) for modules in SITES]
+        longest = max(max(sizes) for sizes in dims.values())
+        self._room = np.empty(longest + MAX_MODULES * MAX_RANK, dtype=np.float32)
+
+    @staticmethod
+    def knows(dtype: torch.dtype) -> bool:
+        """Whether there is a loop for the type."""
+        return dtype in _MOST_TOKENS
+
+    def deltas(self, adapted: Sequence[AdaptedTokens]) -> "RowsDeltas":
+        """Of one step; every adapter has its table."""
+        few = [tokens for tokens in adapted if tokens.end - tokens.begin <= self._most]
+        many = [tokens for tokens in adapted if tokens.end - tokens.begin > self._most]
+        return RowsDeltas(self, _tiles(few), LoopDeltas(many))
+
+    def add(self, y: Tensor, x: Tensor, tiles: NDArray[np.int64], layer: int, site: int) -> None:
+        """Add what the tiles' adapters make of x at one site."""
+        cpu_kernels.add_deltas(
+            elements(y),
+            elements(x),
+            tiles,
+            (layer * len(SITES) + site) * RECORD,
+            self._columns[site],
+            self._sizes[site],
+            self._room,
+        )
+
+
+class RowsDeltas:
+    """The Deltas of one step."""
+
+    __slots__ = ("_backend", "_many", "_tiles")
+
+    def __init__(self, backend: RowsBackend, tiles: NDArray[np.int64], many: LoopDeltas) -> None:
+        self._backend = backend
+        self._tiles = tiles
+        self._many = many
+
+    def add(self, y: Tensor, x: Tensor, layer: int, site: int) -> None:
+        if len(self._tiles):
+            self._backend.add(y, x, self._tiles, layer, site)
+        self._many.add(y, x, layer, site)
+
+
+def elements(tensor: Tensor) -> NDArray[np.generic]:
+    """A tensor as the kernels take it: bfloat16 as its bits."""
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
+    found: NDArray[np.generic] = tensor.numpy()
+    return found
+
+
+def _tiles(few: Iterable[AdaptedTokens]) -> NDArray[np.int64]:
+    """The address of each adapter's table, its first token and how many it has."""
+    tiles = []
+    for tokens in few:
+        assert tokens.table is not None, "the adapter has no table"
+        tiles.append((tokens.table.data_ptr(), tokens.begin, tokens.end - tokens.begin))
+    return np.array(tiles, dtype=np.int64).reshape(-1, 3)
