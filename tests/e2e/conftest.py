@@ -38,12 +38,13 @@ def processes(
     redis: Redis,
     otlp: OtlpReceiver,
 ) -> Iterator[Stack]:
-    """Four processes over RabbitMQ and Redis, which send their traces to a receiver."""
+    """Four processes over RabbitMQ and Redis, which send their traces to a receiver; in float32."""
     folder = tmp_path_factory.mktemp("processes")
     make_adapter_folder(folder / "adapters")
     variables = {
         "ANOLE_AMQP_URL": rabbitmq.url,
         "ANOLE_REDIS_URL": redis.url,
+        "ANOLE_WORKER_DTYPE": "float32",
         "OTEL_EXPORTER_OTLP_ENDPOINT": otlp.url,
     }
     commands = [["memd"], ["worker"], ["scheduler"], ["gateway"]]

@@ -43,6 +43,7 @@ class Stack:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.folder = folder
+        self.is_exact = variables.get("ANOLE_WORKER_DTYPE") == "float32"
         self._commands = commands
         self._environment = {
             **{name: text for name, text in os.environ.items() if not name.startswith("ANOLE_")},

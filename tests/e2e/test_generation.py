@@ -57,7 +57,7 @@ def test_greedy_logprobs_name_the_token_that_was_drawn_first(client: OpenAI) -> 
     answer = client.chat.completions.create(
         model=BASE,
         messages=[{"role": "user", "content": "What is the capital of France?"}],
-        max_tokens=8,
+        max_tokens=16,
         temperature=0,
         logprobs=True,
         top_logprobs=3,
@@ -65,7 +65,9 @@ def test_greedy_logprobs_name_the_token_that_was_drawn_first(client: OpenAI) -> 
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.content is not None
-    assert "".join(t.token for t in logprobs.content) == answer.choices[0].message.content
+    assert answer.choices[0].message.content == "The capital of France is Paris."
+    tokens = "".join(token.token for token in logprobs.content)
+    assert tokens == f"{answer.choices[0].message.content}<|im_end|>"
     for token in logprobs.content:
         assert len(token.top_logprobs) == 3
         assert token.top_logprobs[0].token == token.token

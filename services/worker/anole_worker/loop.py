@@ -155,10 +155,11 @@ class EngineLoop:
         return step
 
     async def _rest(self) -> None:
-        """Until something happens; for a moment only where sequences wait."""
+        """Until something happens; for a moment only where sequences wait, or guesses are due."""
         self._wake.clear()
+        is_patient = not self.engine.sequences and not self.engine.is_guessing
         try:
-            async with asyncio.timeout(_RETRY_ROOM_S if self.engine.sequences else None):
+            async with asyncio.timeout(None if is_patient else _RETRY_ROOM_S):
                 await self._wake.wait()
         except TimeoutError:
             return

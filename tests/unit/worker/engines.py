@@ -3,8 +3,9 @@
 from anole_shared.ids import AdapterId, GatewayId, RequestId
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.blocks import BlockPool
-from anole_worker.core.engine import Engine, EngineLimits
+from anole_worker.core.engine import Engine, EngineLimits, Output
 from anole_worker.core.eviction import EvictionPolicy, Lru
+from anole_worker.core.loading import LoadAdapter
 from anole_worker.core.memory import Memory
 from anole_worker.core.prefetch import ArrivalHistogram
 from anole_worker.core.residency import AdapterCache
@@ -98,3 +99,33 @@ def draw(step: Step, token_id: int = 9) -> list[Drawn]:
         )
         for row in step.rows
     ]
+
+
+def add(engine: Engine, *sequences: Sequence, now: float = 0.0) -> None:
+    """Give the engine sequences that it must not refuse."""
+    for sequence in sequences:
+        assert engine.refusal(sequence) is None
+        engine.add(sequence, now)
+
+
+def load_all(engine: Engine, now: float = 0.0) -> list[LoadAdapter]:
+    """Carry out at once what is to be loaded."""
+    loads = engine.plan_loads(now)
+    for load in loads:
+        engine.adapter_loaded(load.adapter)
+    return loads
+
+
+def run(engine: Engine, now: float = 0.0, token_id: int = 9) -> list[Output]:
+    """One step, with the same token for all."""
+    step = engine.plan_step(now)
+    assert step is not None
+    outputs = engine.complete_step(draw(step, token_id), now)
+    engine.check_invariants()
+    return outputs
+
+
+def rows_of(step: Step | None) -> list[tuple[str, int, int]]:
+    """(request, first position, number of new tokens) of each row."""
+    assert step is not None
+    return [(row.request_id, row.start, len(row.token_ids)) for row in step.rows]

@@ -2,46 +2,23 @@
 
 from collections.abc import Iterable
 
-import pytest
-
 from anole_shared.ids import RequestId
-from anole_worker.core.engine import Engine, Output
+from anole_worker.core.engine import Output
 from anole_worker.core.loading import LoadAdapter
 from anole_worker.core.residency import Residency
-from anole_worker.core.sequence import Ending, Phase, Sequence
-from anole_worker.core.step import Sampling, Step
-from tests.unit.worker.engines import EOS, adapter, draw, make_engine, make_sequence
+from anole_worker.core.sequence import Ending, Phase
+from tests.unit.worker.engines import (
+    adapter,
+    add,
+    draw,
+    load_all,
+    make_engine,
+    make_sequence,
+    rows_of,
+    run,
+)
 
 A, B, C, D = (adapter(name) for name in "abcd")
-
-
-def add(engine: Engine, *sequences: Sequence, now: float = 0.0) -> None:
-    for sequence in sequences:
-        assert engine.refusal(sequence) is None
-        engine.add(sequence, now)
-
-
-def load_all(engine: Engine, now: float = 0.0) -> list[LoadAdapter]:
-    """Carry out at once what is to be loaded."""
-    loads = engine.plan_loads(now)
-    for load in loads:
-        engine.adapter_loaded(load.adapter)
-    return loads
-
-
-def rows_of(step: Step | None) -> list[tuple[str, int, int]]:
-    """(request, first position, number of new tokens) of each row."""
-    assert step is not None
-    return [(row.request_id, row.start, len(row.token_ids)) for row in step.rows]
-
-
-def run(engine: Engine, now: float = 0.0, token_id: int = 9) -> list[Output]:
-    """One step, with the same token for all."""
-    step = engine.plan_step(now)
-    assert step is not None
-    outputs = engine.complete_step(draw(step, token_id), now)
-    engine.check_invariants()
-    return outputs
 
 
 def endings(outputs: Iterable[Output]) -> dict[str, Ending | None]:
@@ -91,12 +68,12 @@ def test_rows_of_one_content_are_contiguous_and_base_rows_come_first() -> None:
     add(engine, *(make_sequence(f"r{i}", adapter_name=name) for i, name in enumerate(names)))
     newer = make_sequence("newer")
     newer.adapter = adapter("a", generation="2")
-    add(engine, newer)
+    add(engine, newer, make_sequence("last", adapter_name="a"))
     load_all(engine)
     load_all(engine)
     step = engine.plan_step(0)
     assert step is not None
-    assert [row.adapter for row in step.rows] == [None, None, A, A, newer.adapter, B, B]
+    assert [row.adapter for row in step.rows] == [None, None, A, A, A, newer.adapter, B, B]
 
 
 def test_no_more_sequences_run_than_there_are_places() -> None:
@@ -159,7 +136,8 @@ def test_a_sequence_that_waits_for_blocks_is_never_passed() -> None:
 def test_a_sequence_starts_only_where_every_running_one_can_still_grow_by_a_block() -> None:
     engine = make_engine(budget_bytes=4)
     add(engine, *(make_sequence(name, prompt=4, max_tokens=8) for name in "rst"))
-    assert [row[0] for row in rows_of(engine.plan_step(0))] == ["r", "s"]
+    assert engine.plan_step(0) is not None
+    assert [s.phase for s in engine.sequences] == [Phase.PREFILL, Phase.PREFILL, Phase.WAITING]
 
 
 def test_no_later_load_takes_the_memory_that_an_earlier_sequence_needs_for_its_blocks() -> None:
@@ -175,156 +153,18 @@ def test_no_later_load_takes_the_memory_that_an_earlier_sequence_needs_for_its_b
     assert [load.adapter for load in engine.plan_loads(1)] == [A]
 
 
-def test_an_earlier_sequences_adapter_does_not_go_for_a_later_ones_blocks() -> None:
-    engine = make_engine(budget_bytes=24, max_loads=2)
-    add(engine, make_sequence("first", adapter_name="a"), make_sequence("second", adapter_name="b"))
-    [_, loading] = engine.plan_loads(0)
-    engine.adapter_loaded(loading.adapter)
-    long = make_sequence("long", prompt=60, max_tokens=1)
-    add(engine, long)
-    assert [row[0] for row in rows_of(engine.plan_step(0))] == ["second"]
-    assert long.phase is Phase.WAITING
-    assert engine.memory.collect_evicted() == ()
-
-
-def test_the_end_token_ends_a_sequence_unless_told_to_ignore_it() -> None:
-    engine = make_engine()
-    add(engine, make_sequence("stops"), make_sequence("goes on", ignore_eos=True))
-    assert endings(run(engine, token_id=EOS)) == {"stops": Ending.STOP, "goes on": None}
-
-
-def test_a_stop_token_ends_its_sequence_only_and_also_where_the_end_token_is_ignored() -> None:
-    engine = make_engine(token_budget=50)
-    stop = frozenset({9, EOS})
-    add(engine, make_sequence("stops", stop_token_ids=stop), make_sequence("other"))
-    add(engine, make_sequence("ignores", stop_token_ids=stop, ignore_eos=True))
-    assert endings(run(engine, token_id=9)) == {
-        "stops": Ending.STOP,
-        "other": None,
-        "ignores": Ending.STOP,
-    }
-
-
-def test_a_stop_token_at_the_very_end_is_a_stop() -> None:
-    engine = make_engine()
-    add(engine, make_sequence("r", max_tokens=1), make_sequence("s", max_tokens=1))
-    assert endings(run(engine, token_id=EOS)) == {"r": Ending.STOP, "s": Ending.STOP}
-
-
-def test_nothing_that_would_end_a_sequence_is_drawn_before_its_fewest_tokens() -> None:
-    engine = make_engine(token_budget=50)
-    add(
-        engine,
-        make_sequence("r", min_tokens=2, stop_token_ids=frozenset({7})),
-        make_sequence("ignores", min_tokens=2, stop_token_ids=frozenset({7}), ignore_eos=True),
-        make_sequence("none"),
-    )
-    for banned in ({7, EOS}, {7, EOS}, set()):
-        step = engine.plan_step(0)
-        assert step is not None
-        told = {row.request_id: set(row.banned_token_ids) for row in step.rows}
-        assert told == {"r": banned, "ignores": banned - {EOS}, "none": set()}
-        engine.complete_step(draw(step), 0)
-
-
-def test_only_rows_that_draw_have_a_ban_and_those_that_need_it_their_history() -> None:
-    engine = make_engine(token_budget=4)
-    sampling = Sampling(temperature=1.0, presence_penalty=0.5)
-    prompt = [10, 11, 12, 13, 14]
-    add(engine, make_sequence("r", prompt=prompt, min_tokens=9, max_tokens=9, sampling=sampling))
-    step = engine.plan_step(0)
-    assert step is not None
-    [row] = step.rows
-    assert (row.sampling, row.history, row.banned_token_ids) == (None, None, ())
-    engine.complete_step(draw(step), 0)
-    run(engine, token_id=50)
-    step = engine.plan_step(0)
-    assert step is not None
-    [row] = step.rows
-    assert row.banned_token_ids == (EOS,)
-    assert row.history is not None
-    assert row.history.token_ids == (*prompt, 50)
-    assert row.history.output_token_ids == (50,)
-
-
-@pytest.mark.parametrize("num_tokens_before", [0, 1, 3])
-def test_an_abort_during_a_step_takes_effect_when_the_step_ends(num_tokens_before: int) -> None:
-    """In the first chunk of its prompt, in the last, while it decodes."""
-    engine = make_engine(token_budget=4)
-    add(engine, make_sequence("r", prompt=6, adapter_name="a"), make_sequence("other", prompt=1))
-    load_all(engine)
-    for _ in range(num_tokens_before):
-        run(engine)
-    step = engine.plan_step(0)
-    assert step is not None
-    assert engine.abort(RequestId("r"), 0) is None
-    assert engine.abort(RequestId("r"), 0) is None
-    outputs = {str(o.sequence.request_id): o for o in engine.complete_step(draw(step), 0)}
-    assert (outputs["r"].ending, outputs["r"].token_id) == (Ending.ABORT, None)
-    assert outputs["r"].sequence.phase is Phase.FINISHED
-    assert "r" not in engine
-    assert not engine.memory.adapters.is_pinned(A)
-    engine.check_invariants()
+def test_an_adapter_stays_for_whoever_waits_for_blocks_to_run_with_it() -> None:
+    engine = make_engine(budget_bytes=24)
+    add(engine, make_sequence("runs", prompt=40, max_tokens=8))
     run(engine)
-
-
-@pytest.mark.parametrize("num_steps", [0, 1, 2, 3])
-def test_an_abort_between_steps_takes_effect_at_once(num_steps: int) -> None:
-    """While it waits, in the midst of its prompt, while it decodes."""
-    engine = make_engine(token_budget=4)
-    add(engine, make_sequence("r", prompt=6, adapter_name="a"))
-    load_all(engine)
-    for _ in range(num_steps):
+    add(engine, make_sequence("needs", prompt=20, adapter_name="a"))
+    assert [load.adapter for load in load_all(engine)] == [A]
+    add(engine, make_sequence("base", prompt=1, max_tokens=1))
+    while "runs" in engine:
         run(engine)
-    ended = engine.abort(RequestId("r"), 0)
-    assert ended is not None
-    assert ended.phase is Phase.FINISHED
-    assert engine.memory.blocks.num_owned == 0
-    assert engine.sequences == ()
-    engine.check_invariants()
-    assert engine.abort(RequestId("r"), 0) is None
-    assert engine.plan_step(1) is None
-
-
-def test_one_that_runs_but_has_no_row_in_the_step_is_aborted_at_once() -> None:
-    engine = make_engine(token_budget=4)
-    add(engine, make_sequence("first", prompt=6), make_sequence("second", prompt=6))
-    step = engine.plan_step(0)
-    assert rows_of(step) == [("first", 0, 4)]
-    ended = engine.abort(RequestId("second"), 0)
-    assert ended is not None
-    engine.check_invariants()
-    assert step is not None
-    engine.complete_step(draw(step), 0)
-    assert rows_of(engine.plan_step(1)) == [("first", 4, 2)]
-
-
-def test_an_abort_lets_go_of_the_adapter_that_was_waited_for() -> None:
-    engine = make_engine(budget_bytes=20)
-    add(engine, make_sequence("r", adapter_name="a"))
-    load_all(engine)
-    assert engine.abort(RequestId("r"), 0) is not None
-    add(engine, make_sequence("other", adapter_name="c"))
-    assert [load.evict for load in engine.plan_loads(1)] == [(A,)]
-
-
-def test_an_aborted_sequence_of_a_broken_step_ends_with_the_others() -> None:
-    engine = make_engine()
-    add(engine, make_sequence("r"), make_sequence("s"))
-    engine.plan_step(0)
-    engine.abort(RequestId("r"), 0)
-    assert [s.request_id for s in engine.fail_step(0)] == ["r", "s"]
-    assert engine.sequences == ()
-
-
-def test_a_broken_step_ends_its_sequences_only_and_leaves_nothing_of_theirs_to_be_found() -> None:
-    engine = make_engine(max_num_seqs=1)
-    prompt = list(range(10, 15))
-    add(engine, make_sequence("breaks", prompt=prompt), make_sequence("next", prompt=prompt))
-    engine.plan_step(0)
-    assert [s.request_id for s in engine.fail_step(0)] == ["breaks"]
-    engine.check_invariants()
-    assert rows_of(engine.plan_step(1)) == [("next", 0, 5)]
+        assert engine.memory.collect_evicted() == ()
+    assert [row[0] for row in rows_of(engine.plan_step(0))] == ["needs"]
+    assert engine.num_running == 2
 
 
 def test_a_failed_load_ends_those_who_waited_for_it_and_nobody_else() -> None:
@@ -426,6 +266,24 @@ def test_what_can_never_run_is_refused_with_the_numbers() -> None:
         assert refusal == "its prompt is empty or has tokens outside 0..99"
     add(engine, make_sequence("first"))
     assert engine.refusal(make_sequence("second")) == "1 sequences wait here already"
+
+
+def test_one_that_was_not_refused_may_come_though_others_have_filled_the_line_meanwhile() -> None:
+    engine = make_engine(max_num_waiting=1)
+    late = make_sequence("late")
+    assert engine.refusal(late) is None
+    add(engine, make_sequence("first"))
+    engine.add(late, 0)
+    assert [row[0] for row in rows_of(engine.plan_step(0))] == ["first", "late"]
+
+
+def test_each_request_for_an_adapter_counts_as_a_use_when_it_comes() -> None:
+    engine = make_engine()
+    add(engine, make_sequence("r", adapter_name="a"), make_sequence("base"), now=1)
+    add(engine, make_sequence("s", adapter_name="a"), now=2)
+    usage = engine.memory.adapters.usage(A, 2)
+    assert usage.last_used_s == 2
+    assert 1.9 < usage.count < 2
 
 
 def test_a_hint_for_what_can_never_fit_is_ignored() -> None:

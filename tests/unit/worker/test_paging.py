@@ -65,6 +65,15 @@ def test_the_last_token_is_always_computed() -> None:
     assert longer.num_computed_tokens == 8
 
 
+def test_the_last_token_is_also_computed_where_others_fill_the_last_block_meanwhile() -> None:
+    pages = paging()
+    first, second = opened(pages, "r", EIGHT), opened(pages, "s", EIGHT)
+    computed(pages, first)
+    pages.reuse(second, 0)
+    assert second.num_computed_tokens == 4
+    assert pages.num_own_tokens(second, set(pages.digests(second, 8)), 100) == 4
+
+
 def test_nothing_is_shared_between_adapters_or_generations_or_with_the_base_model() -> None:
     pages = paging(num_blocks=40)
     for name, of in (("base", None), ("a", "a"), ("b", "b")):

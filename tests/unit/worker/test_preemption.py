@@ -3,40 +3,23 @@
 from collections.abc import Iterable
 
 from anole_shared.ids import RequestId
+from anole_worker.core.adapter import Adapter
 from anole_worker.core.engine import Engine, Output
 from anole_worker.core.residency import Residency
 from anole_worker.core.sequence import Phase, Sequence
-from anole_worker.core.step import Drawn, Row, Step
-from tests.unit.worker.engines import adapter, draw, make_engine, make_sequence
+from anole_worker.core.step import Drawn, Row
+from tests.unit.worker.engines import (
+    adapter,
+    add,
+    draw,
+    load_all,
+    make_engine,
+    make_sequence,
+    rows_of,
+    run,
+)
 
 EIGHT = [20, 21, 22, 23, 24, 25, 26, 27]
-
-
-def add(engine: Engine, *sequences: Sequence, now: float = 0.0) -> None:
-    for sequence in sequences:
-        assert engine.refusal(sequence) is None
-        engine.add(sequence, now)
-
-
-def rows_of(step: Step | None) -> list[tuple[str, int, int]]:
-    """(request, first position, number of new tokens) of each row."""
-    assert step is not None
-    return [(row.request_id, row.start, len(row.token_ids)) for row in step.rows]
-
-
-def run(engine: Engine, now: float = 0.0, token_id: int = 9) -> list[Output]:
-    step = engine.plan_step(now)
-    assert step is not None
-    outputs = engine.complete_step(draw(step, token_id), now)
-    engine.check_invariants()
-    return outputs
-
-
-def load_all(engine: Engine, now: float = 0.0) -> list[str]:
-    loads = engine.plan_loads(now)
-    for load in loads:
-        engine.adapter_loaded(load.adapter)
-    return [load.adapter.adapter_id for load in loads]
 
 
 def names(sequences: Iterable[Sequence]) -> list[str]:
@@ -145,7 +128,7 @@ def test_a_younger_one_in_the_midst_of_its_prompt_is_preempted_for_the_oldest() 
 def test_idle_adapters_and_known_prefixes_go_before_anybody_is_preempted() -> None:
     engine = make_engine(budget_bytes=14, token_budget=50)
     engine.prefetch(adapter("a"), -100)
-    assert load_all(engine, -100) == ["a"]
+    assert [load.adapter.adapter_id for load in load_all(engine, -100)] == ["a"]
     add(engine, make_sequence("r", prompt=12, max_tokens=40))
     for _ in range(20):
         run(engine)
@@ -153,24 +136,39 @@ def test_idle_adapters_and_known_prefixes_go_before_anybody_is_preempted() -> No
     assert engine.memory.collect_evicted() == (adapter("a"),)
 
 
-def test_the_adapter_of_one_that_was_just_preempted_goes_after_those_that_nobody_waits_for() -> (
-    None
-):
-    """Both adapters are idle once the youngest waits; its own was used before the other."""
+def test_a_waiting_sequences_adapter_goes_after_those_that_nobody_waits_for() -> None:
+    """Also for the blocks of a running one, and though it was used longer ago."""
+    engine = make_engine(budget_bytes=24, token_budget=50)
+    wanted, unwanted = adapter("wanted", num_bytes=6), adapter("unwanted", num_bytes=6)
+    engine.prefetch(wanted, -100)
+    assert [load.adapter.adapter_id for load in load_all(engine, -100)] == ["wanted"]
+    ends = make_sequence("ends", prompt=4, max_tokens=3)
+    waits = make_sequence("waits", prompt=64)
+    ends.adapter, waits.adapter = unwanted, wanted
+    add(engine, make_sequence("grows", prompt=8, max_tokens=60), ends, waits)
+    load_all(engine)
+    evicted: list[Adapter] = []
+    for now in range(1, 60):
+        run(engine, now)
+        assert waits.phase is Phase.WAITING
+        evicted += engine.memory.collect_evicted()
+        if evicted:
+            break
+    assert evicted == [unwanted]
+
+
+def test_the_adapter_of_one_that_was_just_preempted_is_waited_for() -> None:
     engine = make_engine(budget_bytes=24, token_budget=50)
     old, young = adapter("old", num_bytes=0), adapter("young", num_bytes=9)
     first = make_sequence("first", prompt=40, max_tokens=20)
-    first.adapter = old
     second = make_sequence("second", prompt=4, max_tokens=20)
-    second.adapter = young
+    first.adapter, second.adapter = old, young
     add(engine, first, second)
     load_all(engine)
-    for now in range(30):
-        run(engine, now)
-        if second.num_preemptions:
-            break
-    assert second.num_preemptions == 1
+    while not second.num_preemptions:
+        run(engine)
     assert engine.memory.adapters.residency(young) is Residency.RESIDENT
+    assert young in engine._waiting.adapters
 
 
 def test_one_that_runs_alone_waits_for_memory_that_a_load_holds() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from anole_worker.runtime.projection import Projection, SharedProjection
+from anole_worker.runtime.projection import Head, Projection
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 16, 100])
@@ -13,7 +13,6 @@ def test_a_projection_is_the_dense_product(num_rows: int, dtype: torch.dtype) ->
     for projection, expected in (
         (Projection(weight), linear(x, weight)),
         (Projection(weight, bias), linear(x, weight, bias)),
-        (SharedProjection(weight), linear(x, weight)),
     ):
         torch.testing.assert_close(projection(x), expected)
 
@@ -23,3 +22,16 @@ def test_a_projection_does_not_depend_on_the_weight_that_it_was_made_of() -> Non
     projection = Projection(weight)
     weight.zero_()
     assert projection(torch.ones(1, 4)).sum() == 16
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_logits_that_decide_are_exact(num_rows: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(num_rows, 24).to(dtype), torch.randn(500, 24).to(dtype)
+    logits = Head(weight)(x)
+    exact = x.double() @ weight.double().T
+    assert logits.dtype == torch.float32
+    near = exact >= exact.amax(dim=-1, keepdim=True) - 0.9
+    torch.testing.assert_close(logits[near].double(), exact[near], rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-2, atol=1e-4)

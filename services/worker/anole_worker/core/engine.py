@@ -69,6 +69,8 @@ class Engine:
         self.limits = limits
         self.memory = memory
         self.num_preemptions = 0
+        self.is_guessing = predictor is not None
+        """Whether plan_loads() may have something to load though nothing has happened."""
         self._paging = Paging(memory, limits.block_size)
         self._loading = Loading(memory, max_loads=limits.max_loads, predictor=predictor)
         self._eos = eos_token_ids
@@ -113,8 +115,11 @@ class Engine:
         )
 
     def add(self, sequence: Sequence, now: float) -> None:
-        """Let a sequence wait for its turn; the caller has asked refusal() first."""
-        assert self.refusal(sequence) is None
+        """Let a sequence wait for its turn.
+
+        The caller has asked refusal() before, perhaps a moment ago: more may wait by now.
+        """
+        assert self._too_large(sequence) is None
         assert sequence.request_id not in self
         self._num_added += 1
         sequence.order = self._num_added
@@ -210,18 +215,17 @@ class Engine:
         blocks is never passed.
         """
         self._short = None
-        earlier: set[Adapter] = set()
         for sequence in list(self._waiting):
             if len(self._running) >= self.limits.max_num_seqs:
                 return
             if sequence.adapter is not None:
-                earlier.add(sequence.adapter)
                 residency = self.memory.adapters.residency(sequence.adapter)
                 if residency is Residency.ABSENT and self._is_starved(sequence, now):
                     return
                 if residency is not Residency.RESIDENT:
                     continue
-            wanted = self._loading.wanted(self._waiting.adapters, now, kept=earlier)
+            own = () if sequence.adapter is None else (sequence.adapter,)
+            wanted = self._loading.wanted(self._waiting.adapters, now, kept=own)
             if not self._paging.open(sequence, now, wanted, headroom=len(self._running)):
                 self._short = sequence
                 return

@@ -16,6 +16,7 @@ from anole_worker.model_shape import SITES, ModelShape
 from anole_worker.runtime import cpu_kernels
 from anole_worker.runtime.lora import AdaptedTokens, LoopDeltas
 from anole_worker.runtime.lora_table import MAX_MODULES, RECORD
+from anole_worker.runtime.projection import elements
 
 MAX_RANK = 256
 
@@ -75,14 +76,6 @@ class RowsDeltas:
         if len(self._tiles):
             self._backend.add(y, x, self._tiles, layer, site)
         self._many.add(y, x, layer, site)
-
-
-def elements(tensor: Tensor) -> NDArray[np.generic]:
-    """A tensor as the kernels take it: bfloat16 as its bits."""
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.uint16)
-    found: NDArray[np.generic] = tensor.numpy()
-    return found
 
 
 def _tiles(few: Iterable[AdaptedTokens]) -> NDArray[np.int64]:

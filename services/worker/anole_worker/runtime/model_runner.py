@@ -22,8 +22,9 @@ from anole_worker.runtime.grammar import Grammars
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.logprobs import score
 from anole_worker.runtime.lora import AdaptedTokens, Deltas, LoopDeltas
-from anole_worker.runtime.lora_rows import RowsBackend, elements
+from anole_worker.runtime.lora_rows import RowsBackend
 from anole_worker.runtime.packed_step import PackedStep, pack
+from anole_worker.runtime.projection import elements
 from anole_worker.runtime.sampler import sample
 from anole_worker.runtime.weights import LayerWeights, ModelWeights
 
@@ -99,15 +100,15 @@ class ModelRunner:
         weights = self._weights
         if not len(x):
             return torch.empty(0, weights.shape.vocab_size)
-        return weights.head(self._norm(x, weights.final_norm)).float()
+        return weights.head(self._norm(x, weights.final_norm))
 
     def _states(self, step: Step, adapters: Mapping[Adapter, LoadedAdapter]) -> Tensor:
         weights = self._weights
         if not step.rows:
-            return weights.embedding[:0]
+            return weights.embedding[:0].float()
         packed = pack(step, self._kv_cache, weights.dtype)
         inputs = self._inputs(packed, adapters)
-        x = weights.embedding[packed.token_ids]
+        x = weights.embedding[packed.token_ids].float()
         for index, layer in enumerate(weights.layers):
             self._attention(x, index, layer, inputs)
             self._mlp(x, index, layer, inputs)
@@ -170,8 +171,9 @@ class ModelRunner:
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         if not self._has_kernels:
-            return functional.rms_norm(x, weight.shape, weight, self._weights.norm_eps)
-        normed = torch.empty_like(x)
+            normed = functional.rms_norm(x, weight.shape, weight.float(), self._weights.norm_eps)
+            return normed.to(weight.dtype)
+        normed = torch.empty_like(x, dtype=weight.dtype)
         cpu_kernels.normalise(
             elements(normed), elements(x), elements(weight), self._weights.norm_eps
         )

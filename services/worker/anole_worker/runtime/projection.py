@@ -8,12 +8,18 @@ oneDNN can keep them in its layout instead (measured on an AVX-512 machine, fp32
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from anole_worker.runtime import cpu_kernels
+
 _FEW_ROWS = 2
 _PACKED = (torch.float32, torch.bfloat16)
+_MARGIN = 1.0
+"""How far below the largest logits are computed again: several times what rounding moves them."""
 
 _reorder: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _linear: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -37,21 +43,39 @@ class Projection:
         return functional.linear(x, self._weight, self._bias)
 
 
-class SharedProjection:
-    """y = x W^T with a dense weight that others use too: an output head tied to the embedding.
+class Head:
+    """Logits out of final states: exact in float32 where they decide, whatever the weights' type.
 
-    oneDNN multiplies dense weights as well, but is no faster than torch for one row or two.
+    The dense weight may be the embedding's. In bfloat16 the product rounds its results, which
+    makes the largest logits equal by the dozen: those near the largest are computed again.
     """
 
-    __slots__ = ("_weight",)
+    __slots__ = ("_packed", "_weight")
 
     def __init__(self, weight: Tensor) -> None:
+        """Keeps the weight, and in bfloat16 a second copy in oneDNN's layout."""
         self._weight = weight
+        self._packed = Projection(weight) if weight.dtype == torch.bfloat16 else None
 
     def __call__(self, x: Tensor) -> Tensor:
+        """From [rows, hidden] to [rows, vocab] float32."""
+        if self._packed is not None:
+            logits = self._packed(x).float()
+            if x.device.type == "cpu":
+                cpu_kernels.refine(elements(logits), elements(x), elements(self._weight), _MARGIN)
+            return logits
         if _linear is not None and _is_packed_here(x) and x.shape[0] > _FEW_ROWS:
+            # oneDNN multiplies dense weights as well, but is no faster for one row or two.
             return _linear(x, self._weight, None, "none", [], "")
-        return functional.linear(x, self._weight)
+        return functional.linear(x, self._weight).float()
+
+
+def elements(tensor: Tensor) -> NDArray[np.generic]:
+    """A tensor on the CPU as the kernels take it: bfloat16 as its bits."""
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
+    found: NDArray[np.generic] = tensor.numpy()
+    return found
 
 
 def _is_packed_here(tensor: Tensor) -> bool:

@@ -24,7 +24,7 @@ from anole_worker.model_shape import (
     SITES,
     ModelShape,
 )
-from anole_worker.runtime.projection import Projection, SharedProjection
+from anole_worker.runtime.projection import Head, Projection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class ModelWeights:
     """[vocab, hidden]"""
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
-    head: Projection | SharedProjection
+    head: Head
     rotary: nn.Module
     """(x, positions [1, tokens]) -> cos and sin, each [1, tokens, head_dim] in x's dtype."""
     norm_eps: float
@@ -89,7 +89,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> ModelWeig
         embedding=embedding,
         layers=layers,
         final_norm=weights.pop("model.norm.weight").clone(),
-        head=SharedProjection(embedding) if is_tied else Projection(head),
+        head=Head(embedding if is_tied else head.clone()),
         rotary=rotary,
         norm_eps=norm_eps,
     )
