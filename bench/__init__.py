@@ -1,1 +1,1 @@
-"""What is measured: always two things in one run, as a ratio, with the physical limit beside it."""
+"""What Anole costs, measured: every figure beside the limit of the machine that it runs on."""

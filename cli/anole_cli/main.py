@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from anole_cli import adapters, chat, doctor, health
+from anole_cli import adapters, bench, chat, doctor, health
 from anole_cli.flags import add_flags, read, secrets_note
 from anole_cli.groups import GROUPS
 from anole_shared import logs
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_doctor(commands)
     _add_health(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -203,3 +204,10 @@ def _add_health(commands: Commands) -> None:
     parser.add_argument("service", choices=list(GROUPS))
     add_flags(parser, CommonSettings, "all services")
     add_flags(parser, GROUPS["gateway"], "gateway")
+
+
+def _add_bench(commands: Commands) -> None:
+    parser = _add(
+        commands, "bench", "measure what Anole costs on this machine (source tree only)", bench.run
+    )
+    bench.add_arguments(parser)

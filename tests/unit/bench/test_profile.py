@@ -34,6 +34,15 @@ def test_time_in_a_part_does_not_count_for_what_calls_it() -> None:
     assert watch.take() == {}
 
 
+def test_a_part_may_keep_the_time_of_what_it_calls() -> None:
+    clock = Clock()
+    watch = Stopwatch(clock, keeps={"whole"})
+    with watching(watch, {"whole": ((Machine, "whole"),), "part": ((Machine, "part"),)}):
+        Machine(clock).whole()
+        Machine(clock).part()
+    assert watch.take() == {"whole": 23.0, "part": 10.0}
+
+
 def test_time_outside_of_all_parts_counts_for_none() -> None:
     clock = Clock()
     watch = Stopwatch(clock)

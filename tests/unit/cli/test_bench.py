@@ -24,7 +24,7 @@ def test_an_unknown_section_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert "there are limits, steps" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["bench"], ["bench", "steps"]])
+@pytest.mark.parametrize("words", [["bench"], ["bench", "steps", "--quick", "--help"]])
 def test_without_the_source_tree_it_says_where_it_is(
     words: list[str],
     tmp_path: Path,

@@ -1,0 +1,93 @@
+"""Plots for docs/performance.md, as SVG: the two tables that are long to read."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from bench.table import Record, Table
+
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "anole",  # the same figures make the same file
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_COLOURS = {
+    "chameleon": "#2a7f3f",
+    "fairshare": "#8fbf6a",
+    "lru": "#4a6fa5",
+    "gdsf": "#c46a2b",
+    "clairvoyant": "#b0b0b0",
+}
+
+
+def draw(tables: Mapping[str, Table], folder: Path) -> Iterator[Path]:
+    """Draw each plot whose tables are there; where it was put."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (needed, plot) in _PLOTS.items():
+        if tables.keys() >= set(needed):
+            path = folder / f"{name}.svg"
+            with mpl.rc_context(_STYLE):
+                figure = plot(*(tables[one] for one in needed))
+                figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+            yield path
+
+
+def _steps(table: Table) -> Figure:
+    """For each type and number of rows the ratios of all sets of adapters, with their floors."""
+    groups = _grouped(table.rows, ("dtype", "rows"))
+    figure = Figure(figsize=(8, 1.1 + 0.95 * len(groups)))
+    axes: Any = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, ((dtype, num_rows), rows) in zip(axes, groups.items(), strict=True):
+        names = [str(row["adapters"]) for row in rows]
+        ax.barh(names, [row["ratio"] for row in rows], color=_COLOURS["chameleon"], height=0.65)
+        for place, row in enumerate(rows):
+            ax.plot([row["floor"]] * 2, [place - 0.4, place + 0.4], color="black", linewidth=2)
+            if row["aim"] is not None:
+                ax.plot([row["aim"]] * 2, [place - 0.4, place + 0.4], color="red", linestyle=":")
+        ax.invert_yaxis()
+        ax.set_title(f"{dtype}, {num_rows} rows", loc="left", fontsize=9)
+        ax.set_xlim(left=0.9)
+    axes[-1].set_xlabel("a decode step with adapters / without (black: if only read, red: aim)")
+    figure.tight_layout()
+    return figure
+
+
+def _policies(hits: Table, waits: Table) -> Figure:
+    """Hits and waits of each policy under each load."""
+    names = [column.key for column in hits.columns if column.key in _COLOURS]
+    labels = [f"{row['adapters']}\n{row['popularity']}\n{row['share']:.0%}" for row in hits.rows]
+    figure = Figure(figsize=(10, 5))
+    axes: Any = figure.subplots(2, 1, sharex=True)
+    width = 0.8 / len(names)
+    for ax, table, title in zip(axes, (hits, waits), ("hits", "mean wait ms"), strict=True):
+        for place, name in enumerate(names):
+            offset = (place - (len(names) - 1) / 2) * width
+            begins = [index + offset for index in range(len(labels))]
+            values = [row[name] for row in table.rows]
+            ax.bar(begins, values, width, label=name, color=_COLOURS[name])
+        ax.set_ylabel(title)
+    axes[0].legend(ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    axes[1].set_xticks(range(len(labels)), labels)
+    axes[1].set_xlabel("adapters, popularity, memory for how many of their bytes")
+    figure.tight_layout()
+    return figure
+
+
+def _grouped(
+    rows: tuple[Record, ...], keys: tuple[str, ...]
+) -> dict[tuple[object, ...], list[Record]]:
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+_PLOTS: Mapping[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
+    "steps": (("steps",), _steps),
+    "policies": (("policies-hits", "policies-waits"), _policies),
+}

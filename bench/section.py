@@ -1,0 +1,69 @@
+"""The parts of the benchmark, and what each of them is told."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from anole_shared.errors import ConfigurationError
+from bench.table import Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What every section is told."""
+
+    model: Path
+    """A Hugging Face folder."""
+    work: Path
+    """For adapters of random weights, which are made once."""
+    rounds: int
+    """How often each thing is measured, in turns with the others."""
+    is_quick: bool
+    """For a first look: fewer cases and sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One part of the benchmark: the module of this name, whose measure() gives its tables."""
+
+    name: str
+    what: str
+
+    def measure(self, plan: Plan) -> list[Table]:
+        """Import what it needs, and measure.
+
+        Raises:
+            ConfigurationError: a package is not installed.
+        """
+        try:
+            module = importlib.import_module(f"bench.{self.name}")
+        except ModuleNotFoundError as fault:
+            raise ConfigurationError(
+                f"{self.name} needs {fault.name}, which is not installed: run `make install-dev`, "
+                "or pip install -e '.[bench]'"
+            ) from fault
+        measure: Callable[[Plan], list[Table]] = module.measure
+        return measure(plan)
+
+
+SECTIONS = {
+    section.name: section
+    for section in (
+        Section("limits", "what one core can do at most: bytes read, bytes copied, FLOP/s"),
+        Section("steps", "a decode step with adapters against the base model, and PEFT's"),
+        Section("profile", "where the time of a decode step goes"),
+        Section("prefill", "prompts with and without adapters, and prompts that share a beginning"),
+        Section("loads", "bringing an adapter from disk into memory, against a copy of the bytes"),
+        Section("memory", "bytes held for an adapter against its weights; unused bytes"),
+        Section("stalls", "a running stream's longest gap while adapters load"),
+        Section("policies", "which eviction policy hits most (simulated, the real ledger)"),
+        Section("overhead", "the whole stack over HTTP against the worker alone"),
+    )
+}
+
+
+def progress(line: str) -> None:
+    """Say on stderr how far it is; stdout is for the results."""
+    print(line, file=sys.stderr, flush=True)
