@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import signal
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ NOWHERE = Path("-")
 
 def run(given: argparse.Namespace) -> int:
     """Measure, print the tables, write the file; the exit status."""
+    # A SIGTERM ends the servers that were started, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # What the services have to say of every region and request would drown the progress.
     logging.getLogger().setLevel(logging.WARNING)
     # It would say for each section what the result says of the machine.

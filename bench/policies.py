@@ -217,7 +217,7 @@ def compare(
     """By policy: the same requests, and memory for a share of all adapters' bytes."""
     budget_bytes = int(share * sum(adapter.num_bytes for adapter in adapters))
     totals: dict[str, Outcome] = {}
-    for seed in range(1 if plan.is_quick else 3):
+    for seed in range(1 if plan.is_quick else 2):
         requests = make_requests(adapters, popularity, 1000 if plan.is_quick else 3000, seed)
         for name, policy in _policies(requests).items():
             totals.setdefault(name, Outcome()).add(replay(policy, budget_bytes, requests))

@@ -63,7 +63,7 @@ def _one_case(
         "transformers": hugging_face.prefill(case.num_rows, case.num_tokens),
     }
     # A round of these takes as long as many decode steps.
-    times = in_turns(calls, max(3, plan.rounds // 3))
+    times = in_turns(calls, max(3, plan.rounds // 5))
     base_s = times["base"].median_s
     operations = _operations(rig, case)
     tokens = case.num_rows * case.num_tokens
