@@ -16,8 +16,6 @@ from numba.extending import intrinsic
 
 _INT16, _INT32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
 _HALF, _ROUNDING = 16, 0x7FFF
-_TOGETHER = 4
-"""Ranks that are added in one pass over a row's outputs."""
 _SQUARE = 32
 """Rows and columns that are transposed at a time."""
 
@@ -175,21 +173,11 @@ def _expand(y: Any, hidden: Any, up: Any, room: Any) -> None:
     total = room[:size]
     for index in range(size):
         total[index] = _wide(y[index])
-    whole = rank - rank % _TOGETHER
-    for first in range(0, whole, _TOGETHER):
-        a, b, c, d = hidden[first], hidden[first + 1], hidden[first + 2], hidden[first + 3]
-        p, q, r, s = up[first], up[first + 1], up[first + 2], up[first + 3]
-        for index in range(size):
-            total[index] += (
-                a * _wide(p[index])
-                + b * _wide(q[index])
-                + c * _wide(r[index])
-                + d * _wide(s[index])
-            )
-    for last in range(whole, rank):
-        a, p = hidden[last], up[last]
-        for index in range(size):
-            total[index] += a * _wide(p[index])
+    # One after the other: the processor fetches ahead along one row twice as fast as along four.
+    for index in range(rank):
+        weight, row = hidden[index], up[index]
+        for column in range(size):
+            total[column] += weight * _wide(row[column])
     for index in range(size):
         y[index] = _narrow(total[index], y)
 
