@@ -35,6 +35,7 @@ from anole_scheduler.core.events import (
     RequestArrived,
     RequestCancelled,
     SequenceEnded,
+    SequenceReturned,
     Tick,
     WorkerGone,
 )
@@ -78,6 +79,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.started_s = self.now
         self.known: set[Attempt] = set()
         self.waiting: dict[Attempt, tuple[float, str]] = {}
+        self.turns: dict[Attempt, tuple[float, str]] = {}
         self.acknowledged.clear()
 
     # The broker.
@@ -98,7 +100,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.undelivered.discard(key)
             if key not in self.known:
                 self.known.add(key)
-                self.waiting[key] = (self.now, request.request_id)
+                self.waiting[key] = self.turns[key] = (self.now, request.request_id)
+        if isinstance(event, SequenceReturned):
+            key = (event.request_id, event.attempt)
+            if key in self.known and key in self.unacknowledged:
+                self.waiting[key] = self.turns[key]
         self.hear(event)
 
     def deliver_all(self) -> None:
@@ -154,12 +160,24 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         assert request.request_id not in worker.sequences, "the worker would take it for a copy"
         assert request.max_len <= worker.capacity.longest
+        if worker.is_draining:
+            self.give_back(worker, request)
+            return
         worker.sequences[request.request_id] = request
         assert len(worker.sequences) <= worker.capacity.max_num_seqs + self.limits.admit_ahead
         assert len(worker.sequences) - len(worker.started()) <= self.limits.admit_ahead
         if request.adapter_id is not None and request.adapter_id not in worker.resident:
             worker.resident.add(request.adapter_id)
             self.queue.append(worker.moved(request.adapter_id, Residency.RESIDENT))
+
+    def give_back(self, worker: FakeWorker, sequence: Request) -> None:
+        self.queue.append(
+            SequenceReturned(
+                worker_id=worker.name,
+                request_id=sequence.request_id,
+                attempt=sequence.attempt,
+            )
+        )
 
     def abort(self, command: AbortSequence) -> None:
         """The worker ends it some time later: a step may be running with it."""
@@ -292,6 +310,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         if expected is not None and expected.attempt == sequence.attempt:
             del self.unanswered[sequence.request_id]
         self.leave(worker, sequence)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.workers)
+    def drain_worker(self, data: st.DataObject) -> None:
+        """It goes on with what has started and gives the rest back; its report may come later."""
+        worker = self.workers[data.draw(st.sampled_from(sorted(self.workers)))]
+        worker.is_draining = True
+        started = worker.started()
+        for sequence in [s for s in worker.sequences.values() if s not in started]:
+            del worker.sequences[sequence.request_id]
+            worker.aborting.discard(sequence.request_id)
+            self.give_back(worker, sequence)
 
     @rule(data=st.data(), says_goodbye=st.booleans())
     @precondition(lambda self: self.workers)

@@ -11,6 +11,7 @@ from anole_scheduler.core.events import (
     RequestArrived,
     RequestCancelled,
     SequenceEnded,
+    SequenceReturned,
     WorkerGone,
     WorkerSeen,
 )
@@ -27,6 +28,7 @@ SPARE_DELIVERIES = 256
 
 RESIDENCIES: dict[messages.Residency, Residency] = {
     messages.Residency.ABSENT: Residency.ABSENT,
+    messages.Residency.HOST: Residency.HOST,
     messages.Residency.LOADING: Residency.LOADING,
     messages.Residency.RESIDENT: Residency.RESIDENT,
 }
@@ -76,6 +78,12 @@ def event_of(message: Message, *, redelivered: bool) -> Event | None:
                 request_id=message.request_id,
                 attempt=message.attempt,
             )
+        case messages.SequenceReturned():
+            return SequenceReturned(
+                worker_id=message.worker_id,
+                request_id=message.request_id,
+                attempt=message.attempt,
+            )
         case (
             messages.WorkerReported()
             | messages.WorkerLeft()
@@ -89,6 +97,7 @@ def event_of(message: Message, *, redelivered: bool) -> Event | None:
             | messages.TokensGenerated()
             | messages.RequestFailed()
             | messages.AdapterPrefetchRequested()
+            | messages.WorkerDrainRequested()
         ):
             return None
     assert_never(message)
@@ -109,6 +118,9 @@ def _worker_event_of(
                 running=message.running,
                 num_free_blocks=message.num_free_blocks,
                 resident=message.resident,
+                loading=message.loading,
+                host=message.host,
+                is_draining=message.draining,
             )
         case messages.WorkerLeft():
             return WorkerGone(worker_id=message.worker_id, reason="it has stopped")
@@ -187,6 +199,8 @@ def worker_record_of(command: RecordWorker) -> messages.WorkerRecord:
         num_free_blocks=command.num_free_blocks,
         resident=command.resident,
         loading=command.loading,
+        host=command.host,
+        draining=command.is_draining,
     )
 
 

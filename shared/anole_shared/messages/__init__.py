@@ -29,6 +29,7 @@ from anole_shared.messages.requests import (
     SequenceAdmitted,
     SequenceFinished,
     SequenceOutput,
+    SequenceReturned,
     Stopping,
     TokenIds,
     TokenLogprobs,
@@ -37,6 +38,7 @@ from anole_shared.messages.requests import (
 from anole_shared.messages.workers import (
     ServiceRecord,
     WorkerCapacity,
+    WorkerDrainRequested,
     WorkerLeft,
     WorkerRecord,
     WorkerReported,
@@ -49,8 +51,10 @@ Message = (
     | SequenceAborted
     | TokensGenerated
     | SequenceFinished
+    | SequenceReturned
     | RequestFailed
     | WorkerReported
+    | WorkerDrainRequested
     | WorkerLeft
     | AdaptersDiscovered
     | AdapterResidencyChanged
@@ -84,12 +88,14 @@ __all__ = [
     "SequenceAdmitted",
     "SequenceFinished",
     "SequenceOutput",
+    "SequenceReturned",
     "ServiceRecord",
     "Stopping",
     "TokenIds",
     "TokenLogprobs",
     "TokensGenerated",
     "WorkerCapacity",
+    "WorkerDrainRequested",
     "WorkerLeft",
     "WorkerRecord",
     "WorkerReported",

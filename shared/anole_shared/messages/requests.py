@@ -195,6 +195,16 @@ class SequenceFinished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceReturned:
+    """worker -> scheduler: I have not begun this one and shall not; give it to somebody else."""
+
+    worker_id: WorkerId
+    request_id: RequestId
+    attempt: int
+    type: Literal["sequence.returned"] = "sequence.returned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestFailed:
     """scheduler or worker -> gateway: this request gets no (further) answer, and why."""
 

@@ -34,8 +34,21 @@ class WorkerReported:
     """Every request that it was given and has not finished, in any state."""
     num_free_blocks: int
     resident: tuple[AdapterId, ...]
-    """Adapters whose weights are in its memory."""
+    """Adapters whose weights are in its device's memory."""
+    loading: tuple[AdapterId, ...] = ()
+    """Adapters on their way there."""
+    host: tuple[AdapterId, ...] = ()
+    """Adapters whose weights are only in its host's memory: quicker to bring than from disk."""
+    draining: bool = False
+    """It finishes what it runs and then leaves: give it nothing more."""
     type: Literal["worker.reported"] = "worker.reported"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerDrainRequested:
+    """operator -> worker: take nothing more, finish what you run, then leave."""
+
+    type: Literal["worker.drain_requested"] = "worker.drain_requested"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +70,8 @@ class WorkerRecord:
     num_free_blocks: int
     resident: tuple[AdapterId, ...]
     loading: tuple[AdapterId, ...]
+    host: tuple[AdapterId, ...] = ()
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

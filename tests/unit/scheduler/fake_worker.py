@@ -20,6 +20,7 @@ class FakeWorker:
     aborting: set[str] = field(default_factory=set)
     is_muted: bool = False
     loses_next: bool = False
+    is_draining: bool = False
 
     def started(self) -> list[Request]:
         started: list[Request] = []
@@ -45,6 +46,7 @@ class FakeWorker:
             running=tuple(self.sequences),
             num_free_blocks=self.num_free_blocks(),
             resident=tuple(sorted(self.resident)),
+            is_draining=self.is_draining,
         )
 
     def moved(self, adapter_id: str, residency: Residency) -> AdapterMoved:

@@ -12,6 +12,7 @@ from anole_scheduler.core.events import (
     RequestArrived,
     RequestCancelled,
     SequenceEnded,
+    SequenceReturned,
     Tick,
     WorkerGone,
     WorkerSeen,
@@ -107,6 +108,15 @@ class Playbook:
     def end(self, request_id: str = "r1", *, worker: str = "w1", attempt: int = 0) -> list[Command]:
         return self.hear(
             SequenceEnded(
+                worker_id=WorkerId(worker), request_id=RequestId(request_id), attempt=attempt
+            )
+        )
+
+    def give_back(
+        self, request_id: str = "r1", *, worker: str = "w1", attempt: int = 0
+    ) -> list[Command]:
+        return self.hear(
+            SequenceReturned(
                 worker_id=WorkerId(worker), request_id=RequestId(request_id), attempt=attempt
             )
         )

@@ -205,6 +205,9 @@ EVENTS: dict[str, Callable[[Playbook], list[Command]]] = {
     "ended": lambda play: play.end("r1", attempt=1),
     "older ended": lambda play: play.end("r1", attempt=0),
     "ended elsewhere": lambda play: play.end("r1", worker="w9", attempt=1),
+    "given back": lambda play: play.give_back("r1", attempt=1),
+    "older given back": lambda play: play.give_back("r1", attempt=0),
+    "given back elsewhere": lambda play: play.give_back("r1", worker="w9", attempt=1),
     "reported": lambda play: play.later(5).seen("w1", running=("r1",)),
     "not reported": lambda play: play.later(5).seen("w1"),
     "worker gone": lambda play: play.gone("w1"),
@@ -230,6 +233,7 @@ REACTIONS: dict[str, dict[str, list[str]]] = {
         "worker gone": ["ForgetWorker", "Fail", "Done"],
     },
     "ABORTING": {
+        "given back": ["Done"],
         "older attempt": ["Done"],
         "later attempt": ["Done"],
         "ended": ["Done"],

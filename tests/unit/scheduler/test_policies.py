@@ -7,6 +7,7 @@ from anole_scheduler.core.policies.fcfs import FirstComeFirstServed
 from anole_scheduler.core.policies.fits import Fits
 from anole_scheduler.core.policies.least_loaded import LeastLoaded
 from anole_scheduler.core.policies.starts_now import StartsNow
+from anole_scheduler.core.policies.stays import Stays
 from anole_scheduler.core.request import Progress
 from anole_scheduler.core.residency import Residency
 from anole_scheduler.core.worker import Worker
@@ -64,6 +65,12 @@ def test_affinity_is_highest_where_the_adapter_is_resident(worker: Worker) -> No
         scores.append(AdapterAffinity().score(request(adapter_id="a"), worker))
     assert scores[0] < scores[1] < scores[2]
     assert AdapterAffinity().score(request(adapter_id=None), worker) == 0
+
+
+def test_a_worker_that_drains_gets_nothing(worker: Worker) -> None:
+    assert Stays().passes(request(), worker)
+    worker.is_draining = True
+    assert not Stays().passes(request(), worker)
 
 
 def test_load_lowers_the_score(worker: Worker) -> None:

@@ -12,6 +12,7 @@ from anole_scheduler.core.events import (
     RequestArrived,
     RequestCancelled,
     SequenceEnded,
+    SequenceReturned,
     WorkerGone,
     WorkerSeen,
 )
@@ -60,7 +61,19 @@ EVENTS = [
         SequenceEnded(worker_id="w1", request_id="r1", attempt=3),
     ),
     (
-        reported("w1", running=("r1",), num_free_blocks=9, resident=("a",)),
+        messages.SequenceReturned(worker_id="w1", request_id="r1", attempt=3),
+        SequenceReturned(worker_id="w1", request_id="r1", attempt=3),
+    ),
+    (
+        reported(
+            "w1",
+            running=("r1",),
+            num_free_blocks=9,
+            resident=("a",),
+            loading=("b",),
+            host=("c",),
+            draining=True,
+        ),
         WorkerSeen(
             worker_id="w1",
             model="tiny",
@@ -68,6 +81,9 @@ EVENTS = [
             running=("r1",),
             num_free_blocks=9,
             resident=("a",),
+            loading=("b",),
+            host=("c",),
+            is_draining=True,
         ),
     ),
     (messages.WorkerLeft(worker_id="w1"), WorkerGone(worker_id="w1", reason="it has stopped")),
@@ -89,6 +105,7 @@ NOT_FOR_US = [
     messages.TokensGenerated(worker_id="w1", outputs=()),
     messages.RequestFailed(request_id="r1", attempt=0, code=FailureCode.INTERNAL, message="broken"),
     messages.AdapterPrefetchRequested(adapter_id="a"),
+    messages.WorkerDrainRequested(),
 ]
 
 
@@ -154,12 +171,15 @@ def test_a_worker_record_shows_the_report() -> None:
         num_free_blocks=9,
         resident=("a",),
         loading=("b",),
+        host=("c",),
+        is_draining=True,
         is_new=True,
     )
     record = worker_record_of(command)
     assert record.capacity == reported().capacity
     assert (record.num_running, record.num_free_blocks) == (3, 9)
-    assert (record.resident, record.loading) == (("a",), ("b",))
+    assert (record.resident, record.loading, record.host) == (("a",), ("b",), ("c",))
+    assert record.draining
 
 
 def test_reports_get_through_however_many_requests_are_unfinished() -> None:

@@ -143,7 +143,7 @@ def test_a_report_replaces_what_was_believed_resident_and_leaves_what_loads() ->
     mirror = worker()
     mirror.observe("old", Residency.RESIDENT, 0.0)
     mirror.expect("loading", 0.0)
-    mirror.report_resident(["new"], now=5.0, load_timeout_s=60)
+    mirror.report_adapters({"new": Residency.RESIDENT}, now=5.0, load_timeout_s=60)
     assert mirror.adapters(Residency.RESIDENT) == ("new",)
     assert mirror.adapters(Residency.LOADING) == ("loading",)
 
@@ -151,10 +151,28 @@ def test_a_report_replaces_what_was_believed_resident_and_leaves_what_loads() ->
 def test_what_has_been_loading_for_too_long_is_given_up() -> None:
     mirror = worker()
     mirror.expect("a", 0.0)
-    mirror.report_resident([], now=60.0, load_timeout_s=60)
+    mirror.report_adapters({}, now=60.0, load_timeout_s=60)
     assert mirror.residency("a") is Residency.LOADING
-    mirror.report_resident([], now=61.0, load_timeout_s=60)
+    mirror.report_adapters({}, now=61.0, load_timeout_s=60)
     assert mirror.residency("a") is Residency.ABSENT
+
+
+def test_a_report_tells_what_loads_and_what_is_in_the_hosts_memory() -> None:
+    mirror = worker()
+    mirror.observe("evicted", Residency.RESIDENT, 0.0)
+    mirror.expect("expected", 0.0)
+    reported = {
+        "evicted": Residency.HOST,
+        "expected": Residency.HOST,
+        "loads": Residency.LOADING,
+        "here": Residency.RESIDENT,
+    }
+    mirror.report_adapters(reported, now=1.0, load_timeout_s=60)
+    assert mirror.adapters(Residency.HOST) == ("evicted",)
+    assert mirror.adapters(Residency.LOADING) == ("expected", "loads")
+    assert mirror.adapters(Residency.RESIDENT) == ("here",)
+    mirror.report_adapters({"loads": Residency.LOADING}, now=100.0, load_timeout_s=60)
+    assert mirror.adapters(Residency.LOADING) == ("loads",), "it says so itself"
 
 
 def test_expecting_an_adapter_that_is_there_changes_nothing() -> None:

@@ -25,6 +25,7 @@ from anole_scheduler.core.reconcile import compare
 from anole_scheduler.core.registry import Registry
 from anole_scheduler.core.residency import Residency
 from anole_scheduler.core.worker import Worker
+from anole_shared.ids import AdapterId
 
 
 class Attendance:
@@ -79,7 +80,8 @@ class Attendance:
         if worker is None:
             return
         worker.seen_s = now
-        worker.report_resident(event.resident, now, self._limits.load_timeout_s)
+        worker.is_draining = event.is_draining
+        worker.report_adapters(_reported(event), now, self._limits.load_timeout_s)
         self._reconcile(event, worker, now)
         self._ledger.commands.append(
             RecordWorker(
@@ -90,6 +92,8 @@ class Attendance:
                 num_free_blocks=event.num_free_blocks,
                 resident=worker.adapters(Residency.RESIDENT),
                 loading=worker.adapters(Residency.LOADING),
+                host=worker.adapters(Residency.HOST),
+                is_draining=worker.is_draining,
                 is_new=is_new,
             )
         )
@@ -154,3 +158,12 @@ class Attendance:
         for request_id in worker.admitted():
             progress = self._ledger.requests[request_id]
             self._ledger.lose(progress, f"worker {worker.worker_id} was lost: {reason}")
+
+
+def _reported(event: WorkerSeen) -> dict[AdapterId, Residency]:
+    """Where the worker has each adapter; the nearest place, where it names several."""
+    return {
+        **dict.fromkeys(event.host, Residency.HOST),
+        **dict.fromkeys(event.loading, Residency.LOADING),
+        **dict.fromkeys(event.resident, Residency.RESIDENT),
+    }

@@ -88,6 +88,8 @@ class RecordWorker:
     num_free_blocks: int
     resident: tuple[AdapterId, ...]
     loading: tuple[AdapterId, ...]
+    host: tuple[AdapterId, ...] = ()
+    is_draining: bool = False
     is_new: bool
     """Whether it was not known before."""
 

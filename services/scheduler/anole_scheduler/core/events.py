@@ -37,6 +37,15 @@ class SequenceEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceReturned:
+    """A worker that drains has not begun a request and gives it back."""
+
+    worker_id: WorkerId
+    request_id: RequestId
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSeen:
     """A worker reports."""
 
@@ -47,6 +56,11 @@ class WorkerSeen:
     """Everything that it was given and has not ended, those that started first."""
     num_free_blocks: int
     resident: Sequence[AdapterId]
+    loading: Sequence[AdapterId] = ()
+    host: Sequence[AdapterId] = ()
+    """Adapters in its host's memory alone."""
+    is_draining: bool = False
+    """It finishes what it has and takes nothing more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +93,6 @@ class Tick:
     """Time has passed; comes several times a second."""
 
 
-RequestEvent = RequestArrived | RequestCancelled | SequenceEnded
+RequestEvent = RequestArrived | RequestCancelled | SequenceEnded | SequenceReturned
 WorkerEvent = WorkerSeen | WorkerGone | AdaptersFound | AdapterMoved
 Event = RequestEvent | WorkerEvent | Tick

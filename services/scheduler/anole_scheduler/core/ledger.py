@@ -55,6 +55,18 @@ class Ledger:
         progress.worker_id = worker.worker_id
         progress.admitted_s = now
 
+    def take_back(self, progress: Progress) -> None:
+        """Its worker has not begun it and gives it back: it waits again, at its old place."""
+        worker = self.worker_of(progress)
+        assert worker is not None
+        if progress.state is RequestState.ABORTING:
+            self.end(progress, RequestState.ABORTED)
+            return
+        worker.release(progress.request.request_id)
+        progress.move_to(RequestState.WAITING)
+        progress.worker_id = None
+        self.queue.push(progress)
+
     def cancel(self, progress: Progress, reason: str) -> None:
         """Nobody waits for it any more: it ends, once its worker has let go of it."""
         if progress.state is RequestState.ABORTING:

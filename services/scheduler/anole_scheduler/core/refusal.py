@@ -25,8 +25,10 @@ class Refusal:
 def refusal_of(request: Request, workers: Sequence[Worker], registry: Registry) -> Refusal | None:
     """The obstacle that waiting does not remove; None where one of the workers can run it.
 
-    Without any worker nothing is known, and the request waits for one.
+    Without any worker nothing is known, and the request waits for one. Workers that drain do not
+    count, unless all do: then their successors are likely to be like them.
     """
+    workers = [worker for worker in workers if not worker.is_draining] or workers
     if not workers or any(worker.can_ever_run(request) for worker in workers):
         return None
     if request.adapter_id is not None:

@@ -47,14 +47,20 @@ TRANSITIONS: dict[RequestState, frozenset[RequestState]] = {
         {RequestState.RUNNING, RequestState.FINISHED, RequestState.ABORTED, RequestState.FAILED}
     ),
     RequestState.RUNNING: frozenset(
-        {RequestState.FINISHED, RequestState.ABORTING, RequestState.FAILED}
+        {
+            RequestState.WAITING,
+            RequestState.FINISHED,
+            RequestState.ABORTING,
+            RequestState.FAILED,
+        }
     ),
     RequestState.ABORTING: frozenset({RequestState.ABORTED}),
     RequestState.FINISHED: frozenset(),
     RequestState.ABORTED: frozenset(),
     RequestState.FAILED: frozenset(),
 }
-"""Every legal change. WAITING ends in FINISHED where a worker ran it under an earlier scheduler."""
+"""Every legal change. WAITING ends in FINISHED where a worker ran it under an earlier scheduler;
+RUNNING becomes WAITING where the worker leaves before it has begun the request."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from anole_scheduler.core.events import (
     RequestCancelled,
     RequestEvent,
     SequenceEnded,
+    SequenceReturned,
     Tick,
     WorkerEvent,
 )
@@ -100,6 +101,8 @@ class Scheduler:
                     self._ledger.cancel(progress, event.reason)
             case SequenceEnded():
                 self._on_ended(event, now)
+            case SequenceReturned():
+                self._on_returned(event)
             case _:
                 self._attendance.handle(event, now)
 
@@ -181,6 +184,17 @@ class Scheduler:
         ending = RequestState.ABORTED if is_aborting else RequestState.FINISHED
         self._ledger.end(progress, ending)
 
+    def _on_returned(self, event: SequenceReturned) -> None:
+        worker = self._cluster.get(event.worker_id)
+        if worker is not None:
+            worker.forget_foreign(event.request_id)
+            worker.is_draining = True  # its report may come later
+        progress = self._ledger.requests.get(event.request_id)
+        if progress is None or progress.worker_id != event.worker_id:
+            return
+        if progress.request.attempt == event.attempt:
+            self._ledger.take_back(progress)
+
     def _fail_without_workers(self, now: float) -> None:
         timeout_s = self._limits.no_worker_timeout_s
         if self._cluster.workers or now - self._cluster.empty_since_s < timeout_s:
@@ -215,9 +229,11 @@ class Scheduler:
             request, adapter_id = progress.request, progress.request.adapter_id
             if adapter_id is None or progress.is_prefetched:
                 continue
-            if any(worker.residency(adapter_id) is not Residency.ABSENT for worker in workers):
+            nowhere = {Residency.ABSENT, Residency.HOST}
+            if any(worker.residency(adapter_id) not in nowhere for worker in workers):
                 continue
-            able = (worker for worker in workers if worker.can_ever_run(request))
+            stay = (worker for worker in workers if not worker.is_draining)
+            able = (worker for worker in stay if worker.can_ever_run(request))
             worker = min(able, key=lambda worker: worker.load, default=None)
             if worker is None:
                 continue

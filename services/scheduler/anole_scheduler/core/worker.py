@@ -47,6 +47,8 @@ class Worker:
         self.model = model
         self.capacity = capacity
         self.seen_s = now
+        self.is_draining = False
+        """Whether it finishes what it has and takes nothing more."""
         self.folder: Mapping[AdapterId, Adapter] | None = None
         """The adapters that it has on disk; None until it has said so: it may have any."""
         self.started: dict[RequestId, int] = {}
@@ -169,12 +171,12 @@ class Worker:
         return presence.residency if presence else Residency.ABSENT
 
     def adapters(self, residency: Residency) -> tuple[AdapterId, ...]:
-        """The adapters that are believed to be resident (or loading), by id."""
+        """The adapters that are believed to be there, by id."""
         return tuple(sorted(a for a, p in self._presences.items() if p.residency is residency))
 
     def expect(self, adapter_id: AdapterId, now: float) -> None:
         """The worker was given a reason to load the adapter."""
-        if self.residency(adapter_id) is Residency.ABSENT:
+        if self.residency(adapter_id) in {Residency.ABSENT, Residency.HOST}:
             self.observe(adapter_id, Residency.LOADING, now)
 
     def observe(self, adapter_id: AdapterId, residency: Residency, now: float) -> None:
@@ -184,19 +186,24 @@ class Worker:
         if residency is Residency.ABSENT:
             del self._presences[adapter_id]
 
-    def report_resident(
-        self, resident: Iterable[AdapterId], now: float, load_timeout_s: float
+    def report_adapters(
+        self, reported: Mapping[AdapterId, Residency], now: float, load_timeout_s: float
     ) -> None:
-        """Believe the worker's list; what has been loading for too long is given up."""
-        listed = frozenset(resident)
-        for adapter_id in listed:
-            self.observe(adapter_id, Residency.RESIDENT, now)
+        """Believe what the worker says of each adapter that it has, or loads.
+
+        What it was given a reason to load it may not have heard of yet; what has been expected for
+        too long is given up.
+        """
         for adapter_id, presence in list(self._presences.items()):
-            is_loading = presence.residency is Residency.LOADING
-            if is_loading and now - presence.since_s <= load_timeout_s:
-                continue
-            if adapter_id not in listed:
+            is_expected = (
+                presence.residency is Residency.LOADING and now - presence.since_s <= load_timeout_s
+            )
+            if adapter_id not in reported and not is_expected:
                 self.observe(adapter_id, Residency.ABSENT, now)
+        for adapter_id, residency in reported.items():
+            is_expected = self.residency(adapter_id) is Residency.LOADING
+            if not (is_expected and residency is Residency.HOST):
+                self.observe(adapter_id, residency, now)
 
     def check_invariants(self) -> None:
         """Assert that the sums are right and nothing is counted twice."""

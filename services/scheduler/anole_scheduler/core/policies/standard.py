@@ -7,6 +7,7 @@ from anole_scheduler.core.policies.fcfs import FirstComeFirstServed
 from anole_scheduler.core.policies.fits import Fits
 from anole_scheduler.core.policies.least_loaded import LeastLoaded
 from anole_scheduler.core.policies.starts_now import StartsNow
+from anole_scheduler.core.policies.stays import Stays
 from anole_scheduler.core.scheduler import Policies
 
 
@@ -15,7 +16,7 @@ def standard() -> Policies:
     return Policies(
         ordering=FirstComeFirstServed(),
         placement=Placement(
-            filters=(Fits(),),
+            filters=(Stays(), Fits()),
             scorers=(StartsNow(), AdapterAffinity(), LeastLoaded()),
             picker=Best(),
         ),
