@@ -34,7 +34,6 @@ from anole_scheduler.core.events import (
     Event,
     RequestArrived,
     RequestCancelled,
-    SequenceEnded,
     SequenceReturned,
     Tick,
     WorkerGone,
@@ -161,7 +160,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert request.request_id not in worker.sequences, "the worker would take it for a copy"
         assert request.max_len <= worker.capacity.longest
         if worker.is_draining:
-            self.give_back(worker, request)
+            self.queue.append(worker.returned(request))
             return
         worker.sequences[request.request_id] = request
         assert len(worker.sequences) <= worker.capacity.max_num_seqs + self.limits.admit_ahead
@@ -169,15 +168,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         if request.adapter_id is not None and request.adapter_id not in worker.resident:
             worker.resident.add(request.adapter_id)
             self.queue.append(worker.moved(request.adapter_id, Residency.RESIDENT))
-
-    def give_back(self, worker: FakeWorker, sequence: Request) -> None:
-        self.queue.append(
-            SequenceReturned(
-                worker_id=worker.name,
-                request_id=sequence.request_id,
-                attempt=sequence.attempt,
-            )
-        )
 
     def abort(self, command: AbortSequence) -> None:
         """The worker ends it some time later: a step may be running with it."""
@@ -190,15 +180,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.leave(worker, worker.sequences[name])
 
     def leave(self, worker: FakeWorker, sequence: Request) -> None:
-        del worker.sequences[sequence.request_id]
-        worker.aborting.discard(sequence.request_id)
-        self.queue.append(
-            SequenceEnded(
-                worker_id=worker.name,
-                request_id=sequence.request_id,
-                attempt=sequence.attempt,
-            )
-        )
+        self.queue.append(worker.ended(sequence))
 
     def fail(self, command: Fail) -> None:
         """The gateway sends again what was lost, and passes any other failure on."""
@@ -316,12 +298,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def drain_worker(self, data: st.DataObject) -> None:
         """It goes on with what has started and gives the rest back; its report may come later."""
         worker = self.workers[data.draw(st.sampled_from(sorted(self.workers)))]
-        worker.is_draining = True
-        started = worker.started()
-        for sequence in [s for s in worker.sequences.values() if s not in started]:
-            del worker.sequences[sequence.request_id]
-            worker.aborting.discard(sequence.request_id)
-            self.give_back(worker, sequence)
+        self.queue += worker.drain()
 
     @rule(data=st.data(), says_goodbye=st.booleans())
     @precondition(lambda self: self.workers)

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from anole_scheduler.core.events import AdapterMoved, WorkerSeen
+from anole_scheduler.core.events import (
+    AdapterMoved,
+    SequenceEnded,
+    SequenceReturned,
+    WorkerSeen,
+)
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.residency import Residency
 from anole_scheduler.core.worker import Capacity
@@ -36,6 +41,30 @@ class FakeWorker:
         size = self.capacity.block_size
         return self.capacity.num_blocks - sum(
             div_ceil(sequence.max_len, size) for sequence in self.started()
+        )
+
+    def ended(self, sequence: Request) -> SequenceEnded:
+        self._forget(sequence)
+        return SequenceEnded(
+            worker_id=self.name, request_id=sequence.request_id, attempt=sequence.attempt
+        )
+
+    def _forget(self, sequence: Request) -> None:
+        del self.sequences[sequence.request_id]
+        self.aborting.discard(sequence.request_id)
+
+    def drain(self) -> list[SequenceReturned]:
+        """Go on with what has started, and give the rest back."""
+        self.is_draining = True
+        started = self.started()
+        given_back = [s for s in self.sequences.values() if s not in started]
+        for sequence in given_back:
+            self._forget(sequence)
+        return [self.returned(sequence) for sequence in given_back]
+
+    def returned(self, sequence: Request) -> SequenceReturned:
+        return SequenceReturned(
+            worker_id=self.name, request_id=sequence.request_id, attempt=sequence.attempt
         )
 
     def report(self) -> WorkerSeen:
