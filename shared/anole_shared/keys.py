@@ -14,6 +14,13 @@ class Collection(StrEnum):
     """"<kind>:<id>" -> ServiceRecord as JSON. Written by each service itself; lives LEASE_S."""
 
 
+class Role(StrEnum):
+    """What one process at a time does for all; the store counts its terms."""
+
+    SCHEDULER = "scheduler"
+    """Held by the scheduler that the broker serves."""
+
+
 LEASE_S = 10.0
 """How long a liveness record outlives its last renewal."""
 

@@ -17,6 +17,7 @@ from anole_scheduler.settings import SchedulerSettings
 from anole_scheduler.translate import limits_of, prefetch_of
 from anole_shared.bus import Delivery
 from anole_shared.errors import BusUnavailable
+from anole_shared.keys import RENEW_S
 from anole_shared.lifecycle import Resources, keep_alive, pause
 from anole_shared.settings import CommonSettings
 from anole_shared.telemetry import Telemetry
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 0.5
 _INBOX_LENGTH = 64
-
-_Inbox = asyncio.Queue[Delivery | Tick]
+_SILENCE_S = 1.5 * RENEW_S
+"""Without a word, not even a worker's report, for so long: does another scheduler get them?"""
 
 
 class SchedulerService:
@@ -49,11 +50,21 @@ class SchedulerService:
 
     async def run(self, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
         """Serve until stop; what is unfinished then stays with the broker for the next one."""
+        async with asyncio.TaskGroup() as tasks:
+            alive = keep_alive(self._resources, self.name, self.scheduler_id, stop)
+            tasks.create_task(alive, name="scheduler liveness")
+            while not stop.is_set():
+                await self._reign(ready=ready, stop=stop)
+
+    async def _reign(self, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
+        """Stand by, then serve, until stop or until another scheduler has taken over.
+
+        Then all that is known here is old, and is dropped.
+        """
         mirror = Mirror(self._resources.store)
-        adapters = await mirror.load(stop)
         custody = Custody(self._telemetry.tracer)
         desk = Desk(
-            scheduler=Scheduler(limits_of(self._settings), standard(), adapters),
+            scheduler=Scheduler(limits_of(self._settings), standard()),
             custody=custody,
             courier=Courier(self._resources.bus, custody, stop),
             mirror=mirror,
@@ -68,51 +79,69 @@ class SchedulerService:
     async def _serve(
         self, desk: Desk, mirror: Mirror, *, ready: asyncio.Event, stop: asyncio.Event
     ) -> None:
-        inbox: _Inbox = asyncio.Queue(_INBOX_LENGTH)
+        inbox = _Inbox(self._resources.clock.now())
         prefetch = prefetch_of(self._settings)
         async with (
             self._resources.bus.consume(SCHEDULER, prefetch=prefetch) as deliveries,
             asyncio.TaskGroup() as tasks,
         ):
-            alive = keep_alive(self._resources, self.name, self.scheduler_id, stop)
-            tasks.create_task(alive, name="scheduler liveness")
             beside = [
                 tasks.create_task(mirror.run(), name="scheduler mirror"),
-                tasks.create_task(_collect(deliveries, inbox), name="scheduler deliveries"),
-                tasks.create_task(self._tick(inbox, stop), name="scheduler ticks"),
+                tasks.create_task(self._collect(deliveries, inbox), name="scheduler deliveries"),
+                tasks.create_task(self._tick(inbox, mirror, stop), name="scheduler ticks"),
             ]
             log.info("scheduler %s listens", self.scheduler_id)
             ready.set()
-            await _work(desk, inbox, stop)
+            await _work(desk, mirror, inbox, stop)
             for task in beside:
                 task.cancel()
 
-    async def _tick(self, inbox: _Inbox, stop: asyncio.Event) -> None:
+    async def _collect(self, deliveries: AsyncIterator[Delivery], inbox: "_Inbox") -> None:
+        async for delivery in deliveries:
+            inbox.heard_s = self._resources.clock.now()
+            await inbox.line.put(delivery)
+
+    async def _tick(self, inbox: "_Inbox", mirror: Mirror, stop: asyncio.Event) -> None:
         """Tell the desk of time, for as long as it can hear of anything else as well.
 
-        The last tick, after stop, ends a wait for the inbox.
+        Silence may mean that all workers have died, or that the broker serves another scheduler by
+        now: then it is not for us to say that workers are lost. The last tick, after stop, ends a
+        wait for the inbox.
         """
         while True:
             await pause(stop, _TICK_S)
-            if self._resources.bus.is_connected or stop.is_set():
-                await inbox.put(Tick())
+            if self._resources.clock.now() - inbox.heard_s > _SILENCE_S:
+                await mirror.look_for_successor()
+            if self._resources.bus.is_connected or stop.is_set() or mirror.is_deposed:
+                await inbox.line.put(Tick())
             if stop.is_set():
                 return
 
 
-async def _collect(deliveries: AsyncIterator[Delivery], inbox: _Inbox) -> None:
-    async for delivery in deliveries:
-        await inbox.put(delivery)
+class _Inbox:
+    """What has come and is not looked at yet."""
+
+    def __init__(self, now: float) -> None:
+        self.line: asyncio.Queue[Delivery | Tick] = asyncio.Queue(_INBOX_LENGTH)
+        self.heard_s = now
+        """When the last delivery came."""
 
 
-async def _work(desk: Desk, inbox: _Inbox, stop: asyncio.Event) -> None:
-    """Until stop, one after the other."""
+async def _work(desk: Desk, mirror: Mirror, inbox: _Inbox, stop: asyncio.Event) -> None:
+    """One after the other, until stop, or until another scheduler is found to have taken over."""
+    is_active = False
     try:
         while not stop.is_set():
-            item = await inbox.get()
+            item = await inbox.line.get()
+            if mirror.is_deposed:
+                log.warning("another scheduler has taken over; standing by")
+                return
             if isinstance(item, Tick):
                 await desk.tick()
-            else:
-                await desk.receive(item)
+                continue
+            if not is_active:
+                is_active = True
+                await desk.recall(await mirror.take_over())
+            await desk.receive(item)
     except BusUnavailable as fault:
         log.warning("stopped with the broker away; it will deliver again: %s", fault)

@@ -4,7 +4,7 @@ import logging
 from collections import deque
 
 from anole_scheduler.core.commands import Command, RefuseWorker, RequestCommand
-from anole_scheduler.core.events import Event, Tick, WorkerGone
+from anole_scheduler.core.events import Event, Recalled, Tick, WorkerGone
 from anole_scheduler.core.scheduler import Scheduler
 from anole_scheduler.courier import Courier
 from anole_scheduler.custody import Custody
@@ -52,6 +52,10 @@ class Desk:
             await self._happen(event)
         if not isinstance(message, RequestSubmitted):
             await delivery.ack()
+
+    async def recall(self, recalled: Recalled) -> None:
+        """Start from what an earlier scheduler has left."""
+        await self._happen(recalled)
 
     async def tick(self) -> None:
         """Let time pass."""

@@ -204,6 +204,21 @@ def worker_record_of(command: RecordWorker) -> messages.WorkerRecord:
     )
 
 
+def seen_of(record: messages.WorkerRecord) -> WorkerSeen:
+    """A worker as an earlier scheduler has recorded it."""
+    return WorkerSeen(
+        worker_id=record.worker_id,
+        model=record.model,
+        capacity=_capacity_of(record.capacity),
+        running=(),
+        num_free_blocks=record.num_free_blocks,
+        resident=record.resident,
+        loading=record.loading,
+        host=record.host,
+        is_draining=record.draining,
+    )
+
+
 def sequence_of(submitted: messages.RequestSubmitted) -> messages.SequenceAdmitted:
     """What a worker is to run for a request."""
     return messages.SequenceAdmitted(

@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from anole_scheduler import app
 from anole_scheduler.app import SchedulerService
+from anole_scheduler.mirror import Mirror
 from anole_scheduler.settings import SchedulerSettings
 from anole_shared.bus import Delivery
 from anole_shared.bus_memory import MemoryBus
@@ -310,3 +311,35 @@ async def test_an_adapter_that_went_while_no_scheduler_was_there_is_forgotten(
     async with stage.scheduler():
         await stage.say(AdaptersDiscovered(worker_id="w1", adapters=()), reported())
         await until_stored(stage, Collection.ADAPTERS, lambda found: not found)
+
+
+async def test_a_scheduler_starts_from_what_the_store_shows_of_workers(stage: Stage) -> None:
+    """The second one hears of no worker, and yet knows where the adapter is."""
+    other = await stage.listen(worker_queue("w2"), stage.workers)
+    async with stage.scheduler("s1"):
+        await stage.say(reported("w1"), reported("w2", resident=("a",)))
+        await until_stored(stage, Collection.WORKERS, lambda found: len(found) == 2)
+    async with stage.scheduler("s2"):
+        await stage.say(submitted("r1", adapter_id="a"))
+        assert (await next_of(other)).request_id == "r1"
+
+
+async def test_who_was_succeeded_drops_what_it_knew_and_takes_its_turn_again(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with stage.scheduler(worker_timeout_s=10):
+        await stage.say(reported(), submitted("r1"))
+        await next_of(stage.worker)
+        successor = Mirror(stage.store)
+        await successor.take_over()
+        await stage.say(reported(running=("r1",), num_free_blocks=98))
+        async with asyncio.timeout(PATIENCE_S):
+            while "another scheduler has taken over" not in caplog.text:
+                stage.clock.time_s += 1
+                await asyncio.sleep(0.005)
+        await stage.say(reported(running=("r1",), num_free_blocks=98), finished("r1"))
+        await stage.say(submitted("r2", max_tokens=5000))
+        failed = await next_of(stage.gateway)
+    assert isinstance(failed, RequestFailed)
+    assert failed.request_id == "r2", "r1 was never said to be lost"
+    assert await stage.left_in_queue() == []

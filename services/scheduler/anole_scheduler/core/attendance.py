@@ -15,6 +15,7 @@ from anole_scheduler.core.commands import (
 from anole_scheduler.core.events import (
     AdapterMoved,
     AdaptersFound,
+    Recalled,
     WorkerEvent,
     WorkerGone,
     WorkerSeen,
@@ -56,6 +57,20 @@ class Attendance:
                 self._lose(worker, event.reason, now)
             case _:
                 pass  # of a worker that is gone, or was never let in
+
+    def recall(self, recalled: Recalled, now: float) -> None:
+        """Know the workers that an earlier scheduler knew, for as long as a silent one is known.
+
+        So requests find a worker, and one that has the adapter, before the first report.
+        """
+        self._registry.recall(recalled.adapters)
+        for seen in recalled.workers:
+            if self._cluster.get(seen.worker_id) is not None:
+                continue
+            worker = self._join(seen, now)
+            if worker is not None:
+                worker.is_draining = seen.is_draining
+                worker.report_adapters(_reported(seen), now, self._limits.load_timeout_s)
 
     def drop_silent(self, now: float) -> None:
         """Give up the workers that have not reported for too long.

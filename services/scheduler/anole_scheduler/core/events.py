@@ -89,10 +89,21 @@ class AdapterMoved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recalled:
+    """This scheduler begins, and an earlier one has left this.
+
+    What the workers ran and had free is not part of it: they say so themselves, soon.
+    """
+
+    adapters: Sequence[Adapter]
+    workers: Sequence[WorkerSeen]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     """Time has passed; comes several times a second."""
 
 
 RequestEvent = RequestArrived | RequestCancelled | SequenceEnded | SequenceReturned
 WorkerEvent = WorkerSeen | WorkerGone | AdaptersFound | AdapterMoved
-Event = RequestEvent | WorkerEvent | Tick
+Event = RequestEvent | WorkerEvent | Recalled | Tick

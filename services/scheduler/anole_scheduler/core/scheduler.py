@@ -12,6 +12,7 @@ from anole_scheduler.core.drain import DrainRate
 from anole_scheduler.core.ended import EndedRequests
 from anole_scheduler.core.events import (
     Event,
+    Recalled,
     RequestArrived,
     RequestCancelled,
     RequestEvent,
@@ -82,6 +83,8 @@ class Scheduler:
         if isinstance(event, Tick):
             self._attendance.drop_silent(now)
             self._fail_without_workers(now)
+        elif isinstance(event, Recalled):
+            self._attendance.recall(event, now)
         else:
             self._take_in(event, now)
         if self._queue and now >= self._settled_s:
