@@ -10,6 +10,9 @@ class Collection(StrEnum):
     """adapter id -> AdapterRecord as JSON. Written by the scheduler; no expiry."""
     WORKERS = "workers"
     """worker id -> WorkerRecord as JSON. Written by the scheduler at each report; lives LEASE_S."""
+    SCHEDULERS = "schedulers"
+    """scheduler id -> SchedulerRecord as JSON. Written by the active one every RENEW_S; lives
+    LEASE_S."""
     SERVICES = "services"
     """"<kind>:<id>" -> ServiceRecord as JSON. Written by each service itself; lives LEASE_S."""
 

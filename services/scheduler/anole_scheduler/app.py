@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator
 
 from anole_scheduler.core.events import Tick
 from anole_scheduler.core.policies.standard import standard
+from anole_scheduler.core.predictor import OnlinePredictor
 from anole_scheduler.core.scheduler import Scheduler
 from anole_scheduler.courier import Courier
 from anole_scheduler.custody import Custody
 from anole_scheduler.desk import Desk
 from anole_scheduler.mirror import Mirror
 from anole_scheduler.settings import SchedulerSettings
+from anole_scheduler.tally import Tally
 from anole_scheduler.translate import limits_of, prefetch_of
 from anole_shared.bus import Delivery
 from anole_shared.errors import BusUnavailable
@@ -47,6 +49,7 @@ class SchedulerService:
         self._settings = settings
         self._resources = resources
         self._telemetry = telemetry
+        self._predictor = OnlinePredictor()
 
     async def run(self, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
         """Serve until stop; what is unfinished then stays with the broker for the next one."""
@@ -62,7 +65,8 @@ class SchedulerService:
         Then all that is known here is old, and is dropped.
         """
         mirror = Mirror(self._resources.store)
-        custody = Custody(self._telemetry.tracer)
+        tally = Tally()
+        custody = Custody(self._telemetry.tracer, tally, self._predictor, self._resources.clock)
         desk = Desk(
             scheduler=Scheduler(limits_of(self._settings), standard()),
             custody=custody,
@@ -71,13 +75,19 @@ class SchedulerService:
             clock=self._resources.clock,
         )
         try:
-            await self._serve(desk, mirror, ready=ready, stop=stop)
+            await self._serve(desk, mirror, tally, ready=ready, stop=stop)
         finally:
             custody.close()
         await mirror.flush()
 
     async def _serve(
-        self, desk: Desk, mirror: Mirror, *, ready: asyncio.Event, stop: asyncio.Event
+        self,
+        desk: Desk,
+        mirror: Mirror,
+        tally: Tally,
+        *,
+        ready: asyncio.Event,
+        stop: asyncio.Event,
     ) -> None:
         inbox = _Inbox(self._resources.clock.now())
         prefetch = prefetch_of(self._settings)
@@ -87,6 +97,7 @@ class SchedulerService:
         ):
             beside = [
                 tasks.create_task(mirror.run(), name="scheduler mirror"),
+                tasks.create_task(self._show(tally, mirror), name="scheduler figures"),
                 tasks.create_task(self._collect(deliveries, inbox), name="scheduler deliveries"),
                 tasks.create_task(self._tick(inbox, mirror, stop), name="scheduler ticks"),
             ]
@@ -100,6 +111,13 @@ class SchedulerService:
         async for delivery in deliveries:
             inbox.heard_s = self._resources.clock.now()
             await inbox.line.put(delivery)
+
+    async def _show(self, tally: Tally, mirror: Mirror) -> None:
+        """Show in the store what was counted, while the broker serves us; for ever."""
+        while True:
+            if mirror.has_taken_over:
+                mirror.show(tally.record(self.scheduler_id, self._predictor))
+            await asyncio.sleep(RENEW_S)
 
     async def _tick(self, inbox: "_Inbox", mirror: Mirror, stop: asyncio.Event) -> None:
         """Tell the desk of time, for as long as it can hear of anything else as well.

@@ -12,7 +12,7 @@ from anole_scheduler.mirror import Mirror
 from anole_scheduler.translate import event_of
 from anole_shared.bus import Delivery
 from anole_shared.clock import Clock
-from anole_shared.messages import RequestSubmitted
+from anole_shared.messages import RequestSubmitted, SequenceReturned
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,9 @@ class Desk:
             )
         if isinstance(message, RequestSubmitted):
             await self._custody.hold(delivery, message, self._scheduler.num_waiting)
+        if isinstance(message, SequenceReturned):
+            num_waiting = self._scheduler.num_waiting
+            self._custody.wait_again(message.request_id, message.attempt, num_waiting)
         if event is not None:
             await self._happen(event)
         if not isinstance(message, RequestSubmitted):

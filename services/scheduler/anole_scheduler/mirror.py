@@ -23,7 +23,7 @@ from anole_scheduler.translate import (
 from anole_shared.codec import decode_record, encode
 from anole_shared.errors import MessageError, StoreUnavailable
 from anole_shared.keys import LEASE_S, Collection, Role
-from anole_shared.messages import AdapterRecord, WorkerRecord
+from anole_shared.messages import AdapterRecord, SchedulerRecord, WorkerRecord
 from anole_shared.store import Change, Store
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ class Mirror:
     def __init__(self, store: Store) -> None:
         self.is_deposed = False
         """Whether another scheduler has taken over; nothing is written from then on."""
+        self.has_taken_over = False
+        """Whether the broker has begun to serve this scheduler."""
         self._store = store
         self._term: int | None = None
         self._pending: dict[tuple[Collection, str], Change] = {}
@@ -57,6 +59,7 @@ class Mirror:
         Nothing where the store is away: all is learnt from the workers then, who tell of their
         adapters by and by.
         """
+        self.has_taken_over = True
         try:
             async with asyncio.timeout(_ANSWER_S):
                 self._term = await self._store.claim(Role.SCHEDULER)
@@ -101,6 +104,10 @@ class Mirror:
                 self._put(Collection.ADAPTERS, command.adapter_id, None)
             case _:
                 assert_never(command)
+
+    def show(self, record: SchedulerRecord) -> None:
+        """Have this scheduler's own figures written soon."""
+        self._put(Collection.SCHEDULERS, record.scheduler_id, encode(record), ttl_s=LEASE_S)
 
     def _put(
         self,

@@ -69,7 +69,7 @@ def event_of(message: Message, *, redelivered: bool) -> Event | None:
     """What a message tells the scheduler; None for one that is not for it."""
     match message:
         case messages.RequestSubmitted():
-            return RequestArrived(request=_request_of(message), redelivered=redelivered)
+            return RequestArrived(request=request_of(message), redelivered=redelivered)
         case messages.RequestAborted():
             return RequestCancelled(request_id=message.request_id, reason=message.reason)
         case messages.SequenceFinished():
@@ -137,7 +137,8 @@ def _worker_event_of(
     assert_never(message)
 
 
-def _request_of(message: messages.RequestSubmitted) -> Request:
+def request_of(message: messages.RequestSubmitted) -> Request:
+    """What the core decides a request by."""
     return Request(
         request_id=message.request_id,
         attempt=message.attempt,

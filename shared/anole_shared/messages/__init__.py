@@ -35,6 +35,7 @@ from anole_shared.messages.requests import (
     TokenLogprobs,
     TokensGenerated,
 )
+from anole_shared.messages.schedulers import SchedulerRecord, Size, SizeRecord
 from anole_shared.messages.workers import (
     ServiceRecord,
     WorkerCapacity,
@@ -84,12 +85,15 @@ __all__ = [
     "RequestSubmitted",
     "Residency",
     "Sampling",
+    "SchedulerRecord",
     "SequenceAborted",
     "SequenceAdmitted",
     "SequenceFinished",
     "SequenceOutput",
     "SequenceReturned",
     "ServiceRecord",
+    "Size",
+    "SizeRecord",
     "Stopping",
     "TokenIds",
     "TokenLogprobs",

@@ -24,6 +24,7 @@ from anole_shared.messages import (
     Message,
     RequestAborted,
     RequestFailed,
+    SchedulerRecord,
     SequenceAborted,
     SequenceAdmitted,
     WorkerLeft,
@@ -292,6 +293,24 @@ async def test_workers_adapters_and_the_scheduler_itself_are_shown_in_the_store(
         await until_stored(stage, Collection.WORKERS, lambda found: not found)
     assert await stage.store.all(Collection.SERVICES) == {}
     assert "a" in await stage.store.all(Collection.ADAPTERS), "it outlives workers and schedulers"
+
+
+async def test_the_scheduler_shows_what_it_has_counted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "RENEW_S", 0.005)
+    async with stage.scheduler("s1"), stage.scheduler("standby"):
+        await stage.say(reported(), submitted("r1"))
+        await next_of(stage.worker)
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                shown = await stage.store.all(Collection.SCHEDULERS)
+                records = [decode_record(SchedulerRecord, body) for body in shown.values()]
+                if any(record.num_running for record in records):
+                    break
+                await asyncio.sleep(0.005)
+    assert [record.scheduler_id for record in records] == ["s1"]
+    assert sum(size.num_admitted for size in records[0].sizes) == 1
 
 
 async def test_requests_are_served_while_the_store_is_away(stage: Stage) -> None:
