@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 
 from anole_scheduler.core.events import Tick
-from anole_scheduler.core.policies.standard import standard
+from anole_scheduler.core.policies.standard import policies
 from anole_scheduler.core.predictor import OnlinePredictor
 from anole_scheduler.core.scheduler import Scheduler
 from anole_scheduler.courier import Courier
@@ -68,7 +68,9 @@ class SchedulerService:
         tally = Tally()
         custody = Custody(self._telemetry.tracer, tally, self._predictor, self._resources.clock)
         desk = Desk(
-            scheduler=Scheduler(limits_of(self._settings), standard()),
+            scheduler=Scheduler(
+                limits_of(self._settings), policies("fcfs"), predictor=self._predictor
+            ),
             custody=custody,
             courier=Courier(self._resources.bus, custody, stop),
             mirror=mirror,

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from anole_scheduler.core.policies.standard import standard
+from anole_scheduler.core.policies.standard import policies
 from anole_scheduler.core.scheduler import Scheduler
 from anole_scheduler.courier import Courier
 from anole_scheduler.desk import Desk
@@ -26,7 +26,7 @@ class Stage:
         self.custody = make_custody()
         clock = HandClock()
         self.desk = Desk(
-            scheduler=Scheduler(LIMITS, standard()),
+            scheduler=Scheduler(LIMITS, policies("fcfs")),
             custody=self.custody,
             courier=Courier(self.bus, self.custody, asyncio.Event()),
             mirror=Mirror(MemoryStore(clock)),
