@@ -49,10 +49,6 @@ class Store(Protocol):
         """Begin a term of the role; its number is higher than that of any term before."""
         ...
 
-    async def term(self, role: Role) -> int:
-        """The latest term of the role that has begun; 0 where none has."""
-        ...
-
     async def write(self, changes: Sequence[Change], role: Role, term: int) -> bool:
         """Make all changes at once: no reader sees some of them without the others.
 

@@ -48,13 +48,10 @@ class MemoryStore:
         self._terms[role] = max(self._terms[role] + 1, int(self._clock.wall() * 1000))
         return self._terms[role]
 
-    async def term(self, role: Role) -> int:
-        self._check_open()
-        return self._terms[role]
-
     async def write(self, changes: Sequence[Change], role: Role, term: int) -> bool:
         assert len(changes) <= MAX_CHANGES
-        if await self.term(role) > term:
+        self._check_open()
+        if self._terms[role] > term:
             return False
         for change in changes:
             if change.record is None:

@@ -143,10 +143,6 @@ class RedisStore:
         async with self._answer():
             return int(await self._claim(keys=[_term_key(role)]))
 
-    async def term(self, role: Role) -> int:
-        async with self._answer():
-            return int(await self._redis.get(_term_key(role)) or 0)
-
     async def write(self, changes: Sequence[Change], role: Role, term: int) -> bool:
         assert len(changes) <= MAX_CHANGES
         keys = [_term_key(role)]

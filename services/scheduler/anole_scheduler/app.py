@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 0.5
 _INBOX_LENGTH = 64
-_SILENCE_S = 1.5 * RENEW_S
-"""Without a word, not even a worker's report, for so long: does another scheduler get them?"""
+
+_Inbox = asyncio.Queue[Delivery | Tick]
 
 
 class SchedulerService:
@@ -91,7 +91,7 @@ class SchedulerService:
         ready: asyncio.Event,
         stop: asyncio.Event,
     ) -> None:
-        inbox = _Inbox(self._resources.clock.now())
+        inbox: _Inbox = asyncio.Queue(_INBOX_LENGTH)
         prefetch = prefetch_of(self._settings)
         async with (
             self._resources.bus.consume(SCHEDULER, prefetch=prefetch) as deliveries,
@@ -100,7 +100,7 @@ class SchedulerService:
             beside = [
                 tasks.create_task(mirror.run(), name="scheduler mirror"),
                 tasks.create_task(self._show(tally, mirror), name="scheduler figures"),
-                tasks.create_task(self._collect(deliveries, inbox), name="scheduler deliveries"),
+                tasks.create_task(_collect(deliveries, inbox), name="scheduler deliveries"),
                 tasks.create_task(self._tick(inbox, mirror, stop), name="scheduler ticks"),
             ]
             log.info("scheduler %s listens", self.scheduler_id)
@@ -109,42 +109,33 @@ class SchedulerService:
             for task in beside:
                 task.cancel()
 
-    async def _collect(self, deliveries: AsyncIterator[Delivery], inbox: "_Inbox") -> None:
-        async for delivery in deliveries:
-            inbox.heard_s = self._resources.clock.now()
-            await inbox.line.put(delivery)
-
     async def _show(self, tally: Tally, mirror: Mirror) -> None:
-        """Show in the store what was counted, while the broker serves us; for ever."""
+        """Show in the store what was counted, while the broker serves us; for ever.
+
+        So this scheduler learns as well that another one has taken over: sooner than it could take
+        its not hearing of workers for their silence.
+        """
         while True:
             if mirror.has_taken_over:
                 mirror.show(tally.record(self.scheduler_id, self._predictor))
             await asyncio.sleep(RENEW_S)
 
-    async def _tick(self, inbox: "_Inbox", mirror: Mirror, stop: asyncio.Event) -> None:
+    async def _tick(self, inbox: _Inbox, mirror: Mirror, stop: asyncio.Event) -> None:
         """Tell the desk of time, for as long as it can hear of anything else as well.
 
-        Silence may mean that all workers have died, or that the broker serves another scheduler by
-        now: then it is not for us to say that workers are lost. The last tick, after stop, ends a
-        wait for the inbox.
+        A tick also ends a wait for the inbox when it is time to stop, or to stand by.
         """
         while True:
             await pause(stop, _TICK_S)
-            if self._resources.clock.now() - inbox.heard_s > _SILENCE_S:
-                await mirror.look_for_successor()
             if self._resources.bus.is_connected or stop.is_set() or mirror.is_deposed:
-                await inbox.line.put(Tick())
+                await inbox.put(Tick())
             if stop.is_set():
                 return
 
 
-class _Inbox:
-    """What has come and is not looked at yet."""
-
-    def __init__(self, now: float) -> None:
-        self.line: asyncio.Queue[Delivery | Tick] = asyncio.Queue(_INBOX_LENGTH)
-        self.heard_s = now
-        """When the last delivery came."""
+async def _collect(deliveries: AsyncIterator[Delivery], inbox: _Inbox) -> None:
+    async for delivery in deliveries:
+        await inbox.put(delivery)
 
 
 async def _work(desk: Desk, mirror: Mirror, inbox: _Inbox, stop: asyncio.Event) -> None:
@@ -152,7 +143,7 @@ async def _work(desk: Desk, mirror: Mirror, inbox: _Inbox, stop: asyncio.Event) 
     is_active = False
     try:
         while not stop.is_set():
-            item = await inbox.line.get()
+            item = await inbox.get()
             if mirror.is_deposed:
                 log.warning("another scheduler has taken over; standing by")
                 return

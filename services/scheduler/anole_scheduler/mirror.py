@@ -73,18 +73,6 @@ class Mirror:
             workers=tuple(map(seen_of, _decoded(WorkerRecord, workers.values()))),
         )
 
-    async def look_for_successor(self) -> None:
-        """Set is_deposed where another scheduler has taken over."""
-        if self._term is None:
-            return
-        try:
-            async with asyncio.timeout(_ANSWER_S):
-                latest = await self._store.term(Role.SCHEDULER)
-        except (StoreUnavailable, TimeoutError) as fault:
-            self._note_away(fault)
-            return
-        self.is_deposed = self.is_deposed or latest > self._term
-
     def apply(self, command: RecordCommand) -> None:
         """Have it written soon."""
         match command:

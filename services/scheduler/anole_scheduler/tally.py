@@ -90,7 +90,7 @@ class Tally:
                 for size, waits in self._waits.items()
             ),
             wait_bounds_s=WAIT_BOUNDS_S,
-            failed=dict(self._failed),
+            failed={code.value: count for code, count in self._failed.items()},
             num_adapter_lookups=self._num_lookups,
             num_adapter_hits=self._num_hits,
             num_learnt=accuracy.num_learnt,

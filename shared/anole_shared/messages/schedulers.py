@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from anole_shared.messages.requests import FailureCode
-
 
 class Size(StrEnum):
     """How much a request is expected to hold, prompt and output together."""
@@ -39,7 +37,8 @@ class SchedulerRecord:
     """Requests that workers have."""
     sizes: tuple[SizeRecord, ...]
     wait_bounds_s: tuple[float, ...]
-    failed: Mapping[FailureCode, int]
+    failed: Mapping[str, int]
+    """By FailureCode."""
     num_adapter_lookups: int
     """Admissions of requests with an adapter."""
     num_adapter_hits: int

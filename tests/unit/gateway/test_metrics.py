@@ -1,7 +1,7 @@
 """Prometheus' view: bounded labels, standard buckets."""
 
 from anole_gateway.metrics import Metrics
-from anole_shared.messages import FailureCode, SchedulerRecord, Size, SizeRecord
+from anole_shared.messages import SchedulerRecord, Size, SizeRecord
 
 
 def lines_of(metrics: Metrics) -> list[str]:
@@ -43,7 +43,7 @@ def test_the_schedulers_figures_are_shown_as_it_wrote_them() -> None:
         num_running=2,
         sizes=(small,),
         wait_bounds_s=(0.5, 1.0),
-        failed={FailureCode.QUEUE_FULL: 4},
+        failed={"queue_full": 4},
         num_adapter_lookups=9,
         num_adapter_hits=8,
         num_learnt=100,

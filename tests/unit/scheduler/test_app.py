@@ -35,7 +35,7 @@ from anole_shared.store_memory import MemoryStore
 from anole_shared.telemetry import Attribute, SpanName, Telemetry
 from anole_shared.topology import SCHEDULER, Queue, gateway_queue, worker_queue
 from tests.clocks import HandClock
-from tests.traffic import PATIENCE_S, take
+from tests.traffic import PATIENCE_S, take, until
 from tests.unit.scheduler.letters import finished, reported, submitted
 
 
@@ -344,18 +344,16 @@ async def test_a_scheduler_starts_from_what_the_store_shows_of_workers(stage: St
 
 
 async def test_who_was_succeeded_drops_what_it_knew_and_takes_its_turn_again(
-    stage: Stage, caplog: pytest.LogCaptureFixture
+    stage: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(app, "RENEW_S", 0.005)
     async with stage.scheduler(worker_timeout_s=10):
         await stage.say(reported(), submitted("r1"))
         await next_of(stage.worker)
         successor = Mirror(stage.store)
         await successor.take_over()
         await stage.say(reported(running=("r1",), num_free_blocks=98))
-        async with asyncio.timeout(PATIENCE_S):
-            while "another scheduler has taken over" not in caplog.text:
-                stage.clock.time_s += 1
-                await asyncio.sleep(0.005)
+        await until(lambda: "another scheduler has taken over" in caplog.text)
         await stage.say(reported(running=("r1",), num_free_blocks=98), finished("r1"))
         await stage.say(submitted("r2", max_tokens=5000))
         failed = await next_of(stage.gateway)

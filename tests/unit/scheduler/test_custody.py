@@ -10,7 +10,8 @@ from anole_scheduler.core.predictor import OnlinePredictor
 from anole_scheduler.core.residency import Residency
 from anole_scheduler.custody import Custody
 from anole_scheduler.tally import WAIT_BOUNDS_S, Tally
-from anole_shared.messages import FailureCode, Size
+from anole_shared.codec import decode_record, encode
+from anole_shared.messages import FailureCode, SchedulerRecord, Size
 from anole_shared.telemetry import Attribute, SpanName, Telemetry
 from tests.clocks import HandClock
 from tests.unit.scheduler.letters import Letter, make_custody, submitted
@@ -169,7 +170,8 @@ async def test_waits_and_ends_are_counted_by_size() -> None:
     assert sizes[Size.LARGE].wait_sum_s == pytest.approx(400.3)
     assert sum(sizes[Size.MEDIUM].wait_counts) == sizes[Size.MEDIUM].num_admitted == 0
     assert (record.num_adapter_lookups, record.num_adapter_hits) == (2, 1)
-    assert record.failed == {FailureCode.NO_WORKER: 1}
+    assert record.failed == {"no_worker": 1}
+    assert decode_record(SchedulerRecord, encode(record)) == record
     await custody.done("small", 0)
     custody.wait_again("large", 0, 0)
     custody.close()

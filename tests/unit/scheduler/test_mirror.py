@@ -51,10 +51,6 @@ class RestlessStore(MemoryStore):
         self._answer()
         return await super().claim(role)
 
-    async def term(self, role: Role) -> int:
-        self._answer()
-        return await super().term(role)
-
     def _answer(self) -> None:
         if self.is_away:
             raise StoreUnavailable("no connection")
@@ -129,9 +125,8 @@ async def test_without_a_store_the_scheduler_starts_with_nothing(store: Restless
 
 async def test_who_was_succeeded_finds_out_and_writes_nothing_more(store: RestlessStore) -> None:
     before, after = Mirror(store), Mirror(store)
-    await before.look_for_successor()
     await before.take_over()
-    await before.look_for_successor()
+    assert await before.flush()
     was_deposed = before.is_deposed
     await after.take_over()
     after.apply(WORKER)
@@ -140,18 +135,6 @@ async def test_who_was_succeeded_finds_out_and_writes_nothing_more(store: Restle
     assert await before.flush()
     assert (was_deposed, before.is_deposed, after.is_deposed) == (False, True, False)
     assert (await store.all(Collection.WORKERS)).keys() == {"w1"}
-
-
-async def test_who_has_nothing_to_write_finds_out_by_looking(store: RestlessStore) -> None:
-    before = Mirror(store)
-    await before.take_over()
-    await Mirror(store).take_over()
-    store.is_away = True
-    await before.look_for_successor()
-    known_while_away = before.is_deposed
-    store.is_away = False
-    await before.look_for_successor()
-    assert (known_while_away, before.is_deposed) == (False, True)
 
 
 async def test_what_a_store_misses_while_away_is_written_when_it_is_back(
