@@ -69,8 +69,16 @@ class Attendance:
                 continue
             worker = self._join(seen, now)
             if worker is not None:
-                worker.is_draining = seen.is_draining
+                self.note_draining(worker, is_draining=seen.is_draining)
                 worker.report_adapters(_reported(seen), now, self._limits.load_timeout_s)
+
+    def note_draining(self, worker: Worker, *, is_draining: bool) -> None:
+        """The worker will take nothing more, or takes requests (again)."""
+        if worker.is_draining == is_draining:
+            return
+        worker.is_draining = is_draining
+        self._cluster.version += 1
+        self._unreserve(worker)
 
     def drop_silent(self, now: float) -> None:
         """Give up the workers that have not reported for too long.
@@ -95,7 +103,7 @@ class Attendance:
         if worker is None:
             return
         worker.seen_s = now
-        worker.is_draining = event.is_draining
+        self.note_draining(worker, is_draining=event.is_draining)
         worker.report_adapters(_reported(event), now, self._limits.load_timeout_s)
         self._reconcile(event, worker, now)
         self._ledger.commands.append(
@@ -153,12 +161,14 @@ class Attendance:
         ]
 
     def _learn(self, worker: Worker, folder: Iterable[Adapter]) -> None:
-        worker.folder = {adapter.adapter_id: adapter for adapter in folder}
-        learnt = self._registry.learn(worker.folder.values(), self._cluster.workers)
+        self._cluster.version += 1
+        found = {adapter.adapter_id: adapter for adapter in folder}
+        worker.folder = found
+        learnt = self._registry.learn(found.values(), self._cluster.workers)
         if worker.worker_id == min(known.worker_id for known in self._cluster.workers):
             # One worker's folder is recorded again whenever it tells of it, so that a store that
             # has lost its data gets it back; one worker's, to keep the writes few.
-            known = (self._registry.get(adapter_id) for adapter_id in worker.folder)
+            known = (self._registry.get(adapter_id) for adapter_id in found)
             learnt = [adapter for adapter in known if adapter is not None]
         self._ledger.commands += [RecordAdapter(adapter=adapter) for adapter in learnt]
         missing = self._registry.forget_missing(self._cluster.workers)
@@ -169,11 +179,17 @@ class Attendance:
 
     def _lose(self, worker: Worker, reason: str, now: float) -> None:
         self._cluster.leave(worker, now)
+        self._unreserve(worker)
         self._ledger.commands.append(ForgetWorker(worker_id=worker.worker_id, reason=reason))
         for request_id in worker.admitted():
             progress = self._ledger.requests[request_id]
             self._ledger.lose(progress, f"worker {worker.worker_id} was lost: {reason}")
         self._ledger.queue.worker_left(worker.worker_id)
+
+    def _unreserve(self, worker: Worker) -> None:
+        if worker.reserved_for is not None:
+            self._ledger.requests[worker.reserved_for].reserved_at = None
+            worker.reserved_for = None
 
 
 def _reported(event: WorkerSeen) -> dict[AdapterId, Residency]:

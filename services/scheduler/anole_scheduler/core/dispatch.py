@@ -37,41 +37,59 @@ class Dispatcher:
     def workers(self) -> Sequence[Worker]:
         return self._cluster.workers
 
-    def choose(self, progress: Progress, may_use: MayUse | None = None) -> Worker | None:
+    def choose(
+        self,
+        progress: Progress,
+        may_use: MayUse | None = None,
+        among: Sequence[Worker] | None = None,
+    ) -> Worker | None:
         """The best worker that has room and may be used."""
-        return self._placement.choose(progress, self._cluster.workers, may_use)
+        workers = self._cluster.workers if among is None else among
+        return self._placement.choose(progress, workers, may_use)
 
-    def offer(self, progress: Progress, may_use: MayUse | None = None) -> Outcome:
+    def offer(
+        self,
+        progress: Progress,
+        may_use: MayUse | None = None,
+        among: Sequence[Worker] | None = None,
+    ) -> Outcome:
         """Start the request where it fits best; refuse it where it never will."""
-        worker = self.choose(progress, may_use)
+        worker = self.choose(progress, may_use, among)
         if worker is not None:
             self._ledger.start(progress, worker)
             return Outcome.STARTED
+        version = self._cluster.version
+        if progress.possible_since == version:
+            return Outcome.NO_ROOM
         refusal = refusal_of(progress.request, self._cluster.workers, self._registry)
         if refusal is None:
+            progress.possible_since = version
             return Outcome.NO_ROOM
         self._ledger.fail(progress, refusal)
         return Outcome.REFUSED
 
-    def load(self, progress: Progress, worker: Worker) -> bool:
-        """Ask for the request's adapter, once on its account."""
-        if worker.num_loading >= self._limits.max_loads:
-            return False
-        self._ledger.prefetch(progress, worker)
-        return True
+    def load(self, progress: Progress) -> bool:
+        """Have the request's adapter loaded where the request will fit best."""
+        worker = self.choose(progress, self._loads_few)
+        if worker is not None:
+            self._ledger.prefetch(progress, worker)
+        return worker is not None
+
+    def _loads_few(self, worker: Worker) -> bool:
+        return worker.num_loading < self._limits.max_loads
 
     def squash(self, progress: Progress, reason: str) -> None:
         """Stop a running request; it fails as SQUASHED when its worker has let go of it."""
         self._ledger.squash(progress, reason)
 
-    def reserve(self, progress: Progress) -> bool:
-        """Keep the least loaded worker that can ever run the request free for it."""
+    def reserve(self, progress: Progress, worker: Worker | None = None) -> bool:
+        """Keep a worker free for the request; by itself the least loaded that can ever run it."""
         able = (
-            worker
-            for worker in self._cluster.workers
-            if worker.reserved_for is None
-            and not worker.is_draining
-            and worker.can_ever_run(progress.request, progress.adapter)
+            each
+            for each in ([worker] if worker else self._cluster.workers)
+            if each.reserved_for is None
+            and not each.is_draining
+            and each.can_ever_run(progress.request, progress.adapter)
         )
         worker = min(able, key=lambda worker: worker.load, default=None)
         if worker is None:
@@ -92,5 +110,5 @@ class Dispatcher:
             staying = (worker for worker in workers if not worker.is_draining)
             able = (w for w in staying if w.can_ever_run(progress.request, progress.adapter))
             worker = min(able, key=lambda worker: worker.load, default=None)
-            if worker is not None:
-                self.load(progress, worker)
+            if worker is not None and self._loads_few(worker):
+                self._ledger.prefetch(progress, worker)

@@ -37,24 +37,43 @@ class Dispatch(Protocol):
         """Every worker, in order of id."""
         ...
 
-    def offer(self, progress: Progress, may_use: MayUse | None = None) -> Outcome:
-        """Give the request to the best of the workers that may be used, if one can take it."""
+    def offer(
+        self,
+        progress: Progress,
+        may_use: MayUse | None = None,
+        among: Sequence[Worker] | None = None,
+    ) -> Outcome:
+        """Give the request to the best of the workers that may be used, if one can take it.
+
+        among: look at these only, given in order of id; None: at all.
+        """
         ...
 
-    def choose(self, progress: Progress, may_use: MayUse | None = None) -> Worker | None:
+    def choose(
+        self,
+        progress: Progress,
+        may_use: MayUse | None = None,
+        among: Sequence[Worker] | None = None,
+    ) -> Worker | None:
         """The worker that offer() would give it to."""
         ...
 
-    def load(self, progress: Progress, worker: Worker) -> bool:
-        """Ask the worker for the request's adapter; False where enough are on their way to it."""
+    def load(self, progress: Progress) -> bool:
+        """Have the request's adapter loaded by the best worker that has room for the request.
+
+        False where there is none, or enough adapters are on their way to each.
+        """
         ...
 
     def squash(self, progress: Progress, reason: str) -> None:
         """Have a running request stopped and sent again."""
         ...
 
-    def reserve(self, progress: Progress) -> bool:
-        """Give one worker nothing else until it has got this request; False where none can be."""
+    def reserve(self, progress: Progress, worker: Worker | None = None) -> bool:
+        """Give a worker nothing else until it has got this request; False where none can be.
+
+        worker: this one; None: the least loaded that can ever run it.
+        """
         ...
 
 
@@ -85,8 +104,8 @@ class Admission(Protocol):
         """Its worker has it no more."""
         ...
 
-    def room_changed(self) -> None:
-        """Some worker may have room that it had not."""
+    def room_changed(self, worker: Worker | None) -> None:
+        """The worker may have room that it had not; None: any of them may."""
         ...
 
     def adapter_moved(self, adapter_id: AdapterId) -> None:
