@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from operator import methodcaller
 from pathlib import Path
 
 import psutil
@@ -44,7 +45,7 @@ PACES, _QUICK_PACES = (20, 100, 200), (100,)
 IN_FLIGHT, _QUICK_IN_FLIGHT = (8, 64, 512), (64,)
 """Requests under way, the next one is submitted as soon as one has ended."""
 _SECONDS, _QUICK_SECONDS = 10.0, 3.0
-_WARM_S = 1.0
+_WARM_S, _SETTLE_S = 1.0, 1.0
 _START_S = 60.0
 _PROMPT_TOKENS, _MAX_TOKENS, _NUM_ADAPTERS = 256, 128, 100
 _GATEWAY = GatewayId("bench")
@@ -85,16 +86,20 @@ async def _measure(plan: Plan, url: str, variables: Mapping[str, str]) -> list[R
     paces = _QUICK_PACES if plan.is_quick else PACES
     in_flight = _QUICK_IN_FLIGHT if plan.is_quick else IN_FLIGHT
     seconds = _QUICK_SECONDS if plan.is_quick else _SECONDS
-    runs: dict[str, dict[str, _Run]] = {}
-    for side, (command, said) in _SIDES.items():
-        with _process(command, said, plan.work / f"live-{side}.log", variables) as process:
-            async with _cast(url) as cast:
-                loads = {f"{pace} a second": cast.paced(pace) for pace in paces}
-                loads |= {f"{count} under way": cast.closed(count) for count in in_flight}
-                for name, load in loads.items():
-                    progress(f"    {side}: {name}")
-                    runs.setdefault(name, {})[side] = await cast.run(load, seconds, process)
-    return [_row(name, sides) for name, sides in runs.items()]
+    loads: list[tuple[str, Callable[[_Cast], Load]]] = [
+        *((f"{pace} a second", methodcaller("paced", pace)) for pace in paces),
+        *((f"{count} under way", methodcaller("closed", count)) for count in in_flight),
+    ]
+    rows = []
+    for name, make in loads:
+        runs: dict[str, _Run] = {}
+        for side, (command, said) in _SIDES.items():
+            progress(f"    {name}: {side}")
+            with _process(command, said, plan.work / f"live-{side}.log", variables) as process:
+                async with _cast(url) as cast:
+                    runs[side] = await cast.run(make(cast), seconds, process)
+        rows.append(_row(name, runs))
+    return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,9 +252,9 @@ async def _cast(url: str) -> AsyncIterator[_Cast]:
                 is_there = asyncio.Event()
                 playing.append(tasks.create_task(cast.work(worker_id(number), is_there)))
                 await is_there.wait()
-            await asyncio.sleep(2 * RENEW_S)  # each has reported
+            await asyncio.sleep(_SETTLE_S)  # each has reported
             yield cast
-            await asyncio.sleep(RENEW_S)  # the last ends are taken in
+            await asyncio.sleep(_SETTLE_S)  # the last ends are taken in
             for task in playing:
                 task.cancel()
     finally:

@@ -2,9 +2,10 @@
 
     python -m bench.predictor azure2023_conv.csv.gz sharegpt_lengths.csv.gz [--out FILE]
 
-A trace is a CSV file, gzipped or not, whose columns input_tokens and output_tokens are the lengths
-of one request a line, in order of arrival. docs/performance.md says where to get some. Where there
-are several, they are also run together, in an order drawn by seed, each as one adapter.
+A trace is a CSV file, gzipped or not, whose columns input_tokens and output_tokens (or, as Azure
+calls them, ContextTokens and GeneratedTokens) are the lengths of one request a line, in order of
+arrival. docs/performance.md says where to get some. Where there are several, they are also run
+together, in an order drawn by seed, each as one adapter.
 """
 
 import argparse
@@ -35,6 +36,7 @@ _UNDER_WAY = 50
 _LONGEST = 5000
 """Requests of each trace where several are run together."""
 _SEED = 1
+_OURS, _AZURE = ("input_tokens", "output_tokens"), ("ContextTokens", "GeneratedTokens")
 
 
 class GlobalMedian:
@@ -69,12 +71,14 @@ def read(path: Path, max_tokens: int) -> list[Line]:
     """The trace in the file."""
     body = path.read_bytes()
     text = gzip.decompress(body) if path.suffix == ".gz" else body
+    rows = csv.DictReader(text.decode().splitlines())
+    names = _AZURE if _AZURE[0] in (rows.fieldnames or ()) else _OURS
     return [
         Line(
-            request=_request(path.name.split(".")[0], int(row["input_tokens"]), max_tokens),
-            num_output_tokens=min(max(int(row["output_tokens"]), 1), max_tokens),
+            request=_request(path.name.split(".")[0], int(row[names[0]]), max_tokens),
+            num_output_tokens=min(max(int(row[names[1]]), 1), max_tokens),
         )
-        for row in csv.DictReader(text.decode().splitlines())
+        for row in rows
     ]
 
 
