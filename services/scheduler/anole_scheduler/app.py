@@ -16,7 +16,7 @@ from anole_scheduler.desk import Desk
 from anole_scheduler.mirror import Mirror
 from anole_scheduler.settings import SchedulerSettings
 from anole_scheduler.tally import Tally
-from anole_scheduler.translate import limits_of, prefetch_of
+from anole_scheduler.translate import knobs_of, limits_of, prefetch_of
 from anole_shared.bus import Delivery
 from anole_shared.errors import BusUnavailable
 from anole_shared.keys import RENEW_S
@@ -69,7 +69,9 @@ class SchedulerService:
         custody = Custody(self._telemetry.tracer, tally, self._predictor, self._resources.clock)
         desk = Desk(
             scheduler=Scheduler(
-                limits_of(self._settings), policies("fcfs"), predictor=self._predictor
+                limits_of(self._settings),
+                policies(self._settings.policy, knobs_of(self._settings)),
+                predictor=self._predictor,
             ),
             custody=custody,
             courier=Courier(self._resources.bus, custody, stop),
