@@ -9,7 +9,8 @@ class Collection(StrEnum):
     ADAPTERS = "adapters"
     """adapter id -> AdapterRecord as JSON. Written by the scheduler; no expiry."""
     WORKERS = "workers"
-    """worker id -> WorkerRecord as JSON. Written by the scheduler at each report; lives LEASE_S."""
+    """worker id -> WorkerRecord as JSON: its room, and where it has which adapters. Written by the
+    scheduler at each report; lives LEASE_S."""
     SCHEDULERS = "schedulers"
     """scheduler id -> SchedulerRecord as JSON. Written by the active one every RENEW_S; lives
     LEASE_S."""

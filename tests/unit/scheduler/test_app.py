@@ -27,6 +27,7 @@ from anole_shared.messages import (
     SchedulerRecord,
     SequenceAborted,
     SequenceAdmitted,
+    SequenceReturned,
     WorkerLeft,
     WorkerRecord,
 )
@@ -330,6 +331,28 @@ async def test_an_adapter_that_went_while_no_scheduler_was_there_is_forgotten(
     async with stage.scheduler():
         await stage.say(AdaptersDiscovered(worker_id="w1", adapters=()), reported())
         await until_stored(stage, Collection.ADAPTERS, lambda found: not found)
+
+
+async def test_what_a_worker_that_drains_has_not_begun_goes_to_another(stage: Stage) -> None:
+    other = await stage.listen(worker_queue("w2"), stage.workers)
+    async with stage.scheduler():
+        await stage.say(reported("w1"), submitted("r1"), submitted("r2"))
+        assert [(await next_of(stage.worker)).request_id for _ in range(2)] == ["r1", "r2"]
+        await stage.say(
+            reported("w1", running=("r1", "r2"), draining=True),
+            SequenceReturned(worker_id="w1", request_id="r2", attempt=0),
+            reported("w2"),
+        )
+        assert (await next_of(other)).request_id == "r2"
+        await until_stored(
+            stage,
+            Collection.WORKERS,
+            lambda found: len(found) == 2 and decode_record(WorkerRecord, found["w1"]).draining,
+        )
+        await stage.say(finished("r1"), WorkerLeft(worker_id="w1"), finished("r2", "w2"))
+        await stage.say(submitted("r3", max_tokens=5000))
+        assert (await next_of(stage.gateway)).request_id == "r3", "neither was lost"
+    assert await stage.left_in_queue() == []
 
 
 async def test_a_scheduler_starts_from_what_the_store_shows_of_workers(stage: Stage) -> None:
