@@ -11,9 +11,18 @@ from anole_scheduler.core.commands import (
     Done,
     Fail,
     Failure,
+    ForgetWorker,
     Prefetch,
+    RecordWorker,
 )
-from anole_scheduler.core.events import Event, RequestArrived, SequenceReturned, WorkerGone
+from anole_scheduler.core.events import (
+    Event,
+    Recalled,
+    RequestArrived,
+    SequenceReturned,
+    WorkerGone,
+    WorkerSeen,
+)
 from anole_scheduler.core.knobs import PolicyKnobs
 from anole_scheduler.core.limits import Limits
 from anole_scheduler.core.policies.standard import policies
@@ -62,6 +71,7 @@ class SchedulerWorld:
         self.undelivered: set[Attempt] = set()
         self.answered: set[Attempt] = set()  # ended by a worker
         self.acknowledged: dict[Attempt, Request] = {}  # by the present scheduler
+        self.recorded: dict[str, WorkerSeen] = {}  # what the store shows
         self.start_scheduler()
 
     def start_scheduler(self) -> None:
@@ -103,6 +113,7 @@ class SchedulerWorld:
 
     def hear(self, event: Event) -> None:
         for command in self.scheduler.handle(event, self.now):
+            self.keep_record(command)
             self.carry_out(command)
         self.scheduler.check_invariants()
 
@@ -131,6 +142,28 @@ class SchedulerWorld:
                     self.queue.append(worker.moved(command.adapter_id, Residency.LOADING))
             case _:
                 pass
+
+    def keep_record(self, command: Command) -> None:
+        match command:
+            case RecordWorker():
+                self.recorded[command.worker_id] = WorkerSeen(
+                    worker_id=command.worker_id,
+                    model=command.model,
+                    capacity=command.capacity,
+                    running=(),
+                    num_free_blocks=command.num_free_blocks,
+                    resident=command.resident,
+                    loading=command.loading,
+                    is_draining=command.is_draining,
+                )
+            case ForgetWorker():
+                self.recorded.pop(command.worker_id, None)
+            case _:
+                pass
+
+    def recall(self) -> None:
+        """The store may be behind: a worker that has died since is still in it."""
+        self.hear(Recalled(adapters=ADAPTERS, workers=tuple(self.recorded.values())))
 
     def admit(self, command: Admit) -> None:
         request = command.request

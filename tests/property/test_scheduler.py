@@ -208,10 +208,12 @@ class SchedulerMachine(SchedulerWorld, RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.workers)))
         self.workers[name].overrun_blocks = num_blocks
 
-    @rule()
-    def restart_scheduler(self) -> None:
+    @rule(recalls=st.booleans())
+    def restart_scheduler(self, *, recalls: bool) -> None:
         """Everything that is not acknowledged comes again, before all that is newer."""
         self.start_scheduler()
+        if recalls:
+            self.recall()
         self.unmute_workers()
         delivered = [k for k in self.unacknowledged if k not in self.undelivered]
         again = [
