@@ -135,9 +135,12 @@ class Worker:
 
     def lacks_only_adapter_room(self, progress: Progress) -> bool:
         """Whether the request would start at once if its adapter took no memory."""
+        if progress.adapter is None or self.ahead or not self._has_seat():
+            return False
         charge = self.charge_of(progress)
-        bare = Charge(charge.num_blocks, None, 0)
-        return not self.ahead and self._fits_now(bare) and not self._fits_now(charge)
+        missing = self.used_bytes + self.budget.needed(charge) - self.capacity.memory_bytes
+        is_alone = not self.budget.is_used(progress.adapter.adapter_id)
+        return is_alone and 0 < missing <= charge.adapter_bytes
 
     def missing_bytes(self, progress: Progress) -> int:
         """What is lacking for the request to start; at most 0 if nothing is."""
@@ -249,8 +252,12 @@ class Worker:
 
     def report_resident(
         self, resident: Iterable[AdapterId], now: float, load_timeout_s: float
-    ) -> None:
-        """Believe the worker's list; what has been loading for too long is given up."""
+    ) -> bool:
+        """Believe the worker's list; what has been loading for too long is given up.
+
+        Returns whether an adapter has gone.
+        """
+        has_any_gone = False
         listed = frozenset(resident)
         for adapter_id in listed:
             self.observe(adapter_id, Residency.RESIDENT, now)
@@ -260,6 +267,8 @@ class Worker:
                 continue
             if adapter_id not in listed:
                 self.observe(adapter_id, Residency.ABSENT, now)
+                has_any_gone = True
+        return has_any_gone
 
     def check_invariants(self) -> None:
         """Assert that the sums are right and nothing is counted twice."""
