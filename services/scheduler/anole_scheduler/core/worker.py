@@ -169,17 +169,22 @@ class Worker:
         return len(self.started) + len(self.foreign) < self.capacity.max_num_seqs
 
     def _fits_now(self, charge: Charge) -> bool:
+        if len(self.started) + len(self.foreign) >= self.capacity.max_num_seqs:
+            return False
         needed = self.used_bytes + self.budget.needed(charge)
-        return self._has_seat() and needed <= self.capacity.memory_bytes
+        return needed <= self.capacity.memory_bytes
 
     def admit(self, progress: Progress) -> None:
         """Count the request as given to the worker."""
         request_id = progress.request.request_id
         assert not self.has(request_id), f"{request_id} was admitted twice"
         charge = self.charge_of(progress)
-        self.ahead[request_id] = charge
-        self._ahead_blocks += charge.num_blocks
-        self._start_next()
+        if not self.ahead and self._fits_now(charge):
+            self._start(request_id, charge)
+        else:
+            self.ahead[request_id] = charge
+            self._ahead_blocks += charge.num_blocks
+        self._look_open()
 
     def release(self, request_id: RequestId, num_tokens: int = 0) -> None:
         """Take back what the request held; num_tokens: how long it was in the end, if known."""
@@ -202,8 +207,14 @@ class Worker:
                 break
             del self.ahead[request_id]
             self._ahead_blocks -= charge.num_blocks
-            self.started[request_id] = charge
-            self.budget.take(charge)
+            self._start(request_id, charge)
+        self._look_open()
+
+    def _start(self, request_id: RequestId, charge: Charge) -> None:
+        self.started[request_id] = charge
+        self.budget.take(charge)
+
+    def _look_open(self) -> None:
         self.is_open = self._has_place_ahead() or (not self.ahead and self._has_seat())
 
     def disown(self, request: Request, now: float) -> None:
@@ -216,7 +227,9 @@ class Worker:
 
     def forget_foreign(self, request_id: RequestId) -> None:
         """The worker has ended a foreign request; its blocks are known at the next report."""
-        if self.foreign.pop(request_id, None) is not None and not self.foreign:
+        if self.foreign.pop(request_id, None) is None:
+            return
+        if not self.foreign:
             self.unexplained_blocks = 0
         self._start_next()
 
