@@ -172,8 +172,11 @@ def test_a_report_tells_what_loads_and_what_is_in_the_hosts_memory() -> None:
     assert mirror.adapters(Residency.HOST) == ("evicted",)
     assert mirror.adapters(Residency.LOADING) == ("expected", "loads")
     assert mirror.adapters(Residency.RESIDENT) == ("here",)
-    mirror.report_adapters({"loads": Residency.LOADING}, now=100.0, load_timeout_s=60)
+    reported = {"loads": Residency.LOADING, "expected": Residency.HOST}
+    assert mirror.report_adapters(reported, now=100.0, load_timeout_s=60)
     assert mirror.adapters(Residency.LOADING) == ("loads",), "it says so itself"
+    assert mirror.adapters(Residency.HOST) == ("expected",), "given up"
+    assert not mirror.report_adapters(reported, now=101.0, load_timeout_s=60)
 
 
 def test_expecting_an_adapter_that_is_there_changes_nothing() -> None:

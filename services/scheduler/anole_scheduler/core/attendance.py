@@ -52,6 +52,8 @@ class Attendance:
             case AdaptersFound() if worker is not None:
                 self._learn(worker, event.adapters)
             case AdapterMoved() if worker is not None:
+                has_gone = event.residency in {Residency.ABSENT, Residency.HOST}
+                self._cluster.num_departures += has_gone
                 worker.observe(event.adapter_id, event.residency, now)
             case WorkerGone() if worker is not None:
                 self._lose(worker, event.reason, now)
@@ -78,6 +80,7 @@ class Attendance:
             return
         worker.is_draining = is_draining
         self._cluster.version += 1
+        self._cluster.num_departures += 1
         self._unreserve(worker)
 
     def drop_silent(self, now: float) -> None:
@@ -104,7 +107,8 @@ class Attendance:
             return
         worker.seen_s = now
         self.note_draining(worker, is_draining=event.is_draining)
-        worker.report_adapters(_reported(event), now, self._limits.load_timeout_s)
+        if worker.report_adapters(_reported(event), now, self._limits.load_timeout_s):
+            self._cluster.num_departures += 1
         self._reconcile(event, worker, now)
         self._ledger.commands.append(
             RecordWorker(

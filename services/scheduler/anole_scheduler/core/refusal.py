@@ -28,10 +28,13 @@ def refusal_of(request: Request, workers: Sequence[Worker], registry: Registry) 
     Without any worker nothing is known, and the request waits for one. Workers that drain do not
     count, unless all do: then their successors are likely to be like them.
     """
-    workers = [worker for worker in workers if not worker.is_draining] or workers
-    recorded = registry.get(request.adapter_id) if request.adapter_id else None
-    if not workers or any(worker.can_ever_run(request, recorded) for worker in workers):
+    if not workers:
         return None
+    recorded = registry.get(request.adapter_id) if request.adapter_id else None
+    workers = [worker for worker in workers if not worker.is_draining] or workers
+    for worker in workers:
+        if worker.can_ever_run(request, recorded):
+            return None
     if request.adapter_id is not None:
         having = [worker for worker in workers if _has(worker, request.adapter_id)]
         if not having:
