@@ -1,6 +1,6 @@
 """How long an answer will be."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anole_scheduler.core.predictor import (
@@ -114,6 +114,7 @@ def test_accuracy_counts_classes_and_near_guesses_of_the_past_alone() -> None:
     assert predictor.accuracy.within_factor_2 == 0.5  # max_tokens while it knew nothing
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 67), min_size=1, max_size=1500))
 def test_the_median_is_that_of_the_counts_however_they_came(buckets: list[int]) -> None:
     histogram = _Histogram()
@@ -124,6 +125,7 @@ def test_the_median_is_that_of_the_counts_however_they_came(buckets: list[int]) 
         assert histogram.total == sum(histogram._counts) < 255
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
