@@ -143,10 +143,12 @@ class ClassQueues:
         """Classes anew; who waits is sorted in again, in order of arrival."""
         if not self._classes.refresh(now):
             return
-        waiting = [progress for queue in self._queues for progress in queue.line]
-        self._queues = [_Queue() for _ in range(self._classes.count)]
-        for progress in waiting:
+        before, self._queues = self._queues, [_Queue() for _ in range(self._classes.count)]
+        for progress in (progress for queue in before for progress in queue.line):
             self._enqueue(progress, self._classes.class_of(measure_of(progress)))
+        since_s = {id(queue.line.head()): queue.blocked_since_s for queue in before}
+        for queue in self._queues:
+            queue.blocked_since_s = since_s.get(id(queue.line.head()), _NEVER)
         self._accounts.measure_demand(now)
         self._allotted_for = None
 
