@@ -58,7 +58,7 @@ def blocks(results: Sequence[Result]) -> dict[str, str]:
     """What stands between the marks, by name."""
     found = {name: one.markdown() for name, one in tables(results).items()}
     for result in results:
-        if "sections" in result:
+        if "machine" in result:
             found["machine"] = machine(result)
         if "summary" in result:
             found["peers"] = peers.table(result["summary"]).strip()

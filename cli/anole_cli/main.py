@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from anole_cli import adapters, bench, chat, doctor, health
+from anole_cli import adapters, bench, chat, doctor, drain, health
 from anole_cli.flags import add_flags, read, secrets_note
 from anole_cli.groups import GROUPS
 from anole_shared import logs
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_doctor(commands)
     _add_health(commands)
+    _add_drain(commands)
     _add_bench(commands)
     return parser
 
@@ -204,6 +205,20 @@ def _add_health(commands: Commands) -> None:
     parser.add_argument("service", choices=list(GROUPS))
     add_flags(parser, CommonSettings, "all services")
     add_flags(parser, GROUPS["gateway"], "gateway")
+
+
+def _add_drain(commands: Commands) -> None:
+    parser = _add(
+        commands,
+        "drain",
+        "have a worker finish what it runs, take nothing more, and end",
+        drain.run,
+        "\nWhat it has not begun goes to the other workers at once, and the rest after\n"
+        "ANOLE_WORKER_DRAIN_S. SIGTERM does the same: where something restarts processes that\n"
+        "end, have that stop it.\n",
+    )
+    parser.add_argument("worker", help="its id, as /metrics and the scheduler's log name it")
+    add_flags(parser, CommonSettings, "all services")
 
 
 def _add_bench(commands: Commands) -> None:

@@ -15,6 +15,7 @@ from anole_cli.services import private_socket, remove_private_socket, serve, sup
 from anole_gateway.settings import GatewaySettings
 from anole_shared.errors import AnoleError, ConfigurationError
 from anole_shared.settings import CommonSettings, child_environment
+from anole_worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
             asyncio.run(serve(list(GROUPS), common, arguments, on_ready=announce))
             return 0
         variables = child_environment([common, *(read(g, arguments) for g in GROUPS.values())])
-        stop_within_s = gateway.drain_s + _STOP_S
+        worker = read(WorkerSettings, arguments)
+        stop_within_s = max(gateway.drain_s, worker.drain_s) + _STOP_S
         return asyncio.run(supervise(variables, announce=announce, stop_within_s=stop_within_s))
     finally:
         remove_private_socket(socket)

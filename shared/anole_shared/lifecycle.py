@@ -71,6 +71,7 @@ async def run_services(
     Each starts when the one before it is ready, so that no two of them import and load at the same
     time (transformers' lazy imports fail at random when two threads race through them). At stop
     they end one after the other, the last listed first: so list a service after those it leans on.
+    Where one ends by itself (a worker that was drained) that is a stop as well.
     Where one fails, the rest are cancelled and the error is raised: a half-dead process
     is worse than one that is restarted.
     """
@@ -80,7 +81,8 @@ async def run_services(
             service_ready, service_stop = asyncio.Event(), asyncio.Event()
             run = service.run(ready=service_ready, stop=service_stop)
             running.append((tasks.create_task(run, name=service.name), service_stop))
-            await _either(service_ready, stop)
+            running[-1][0].add_done_callback(lambda _: stop.set())
+            await either(service_ready, stop)
             if stop.is_set():
                 break
         if not stop.is_set():
@@ -91,7 +93,8 @@ async def run_services(
             await asyncio.wait([task])
 
 
-async def _either(first: asyncio.Event, second: asyncio.Event) -> None:
+async def either(first: asyncio.Event, second: asyncio.Event) -> None:
+    """Return when one of them is set."""
     async with asyncio.TaskGroup() as tasks:
         waits = [tasks.create_task(event.wait()) for event in (first, second)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -1,13 +1,14 @@
 """The store inside one process: for a deployment without Redis, and for tests."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
 from anole_shared.clock import Clock
 from anole_shared.errors import StoreUnavailable
-from anole_shared.keys import Collection
+from anole_shared.keys import Collection, Role
+from anole_shared.store import MAX_CHANGES, Change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class MemoryStore:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._collections: defaultdict[Collection, dict[str, _Entry]] = defaultdict(dict)
+        self._terms: defaultdict[Role, int] = defaultdict(int)
         self._is_closed = False
 
     async def put(
@@ -40,6 +42,25 @@ class MemoryStore:
 
     async def delete(self, collection: Collection, record_id: str) -> None:
         self._live(collection).pop(record_id, None)
+
+    async def claim(self, role: Role) -> int:
+        self._check_open()
+        self._terms[role] = max(self._terms[role] + 1, int(self._clock.wall() * 1000))
+        return self._terms[role]
+
+    async def write(self, changes: Sequence[Change], role: Role, term: int) -> bool:
+        assert len(changes) <= MAX_CHANGES
+        self._check_open()
+        if self._terms[role] > term:
+            return False
+        for change in changes:
+            if change.record is None:
+                await self.delete(change.collection, change.record_id)
+            else:
+                await self.put(
+                    change.collection, change.record_id, change.record, ttl_s=change.ttl_s
+                )
+        return True
 
     async def ping(self) -> None:
         self._check_open()

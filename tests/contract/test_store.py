@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 import pytest
 
 from anole_shared.errors import ConfigurationError, StoreUnavailable
-from anole_shared.keys import Collection
-from anole_shared.store import Store
+from anole_shared.keys import Collection, Role
+from anole_shared.store import MAX_CHANGES, Change, Store
 from anole_shared.store_memory import MemoryStore
 from anole_shared.store_redis import RedisStore
 from tests.clocks import HandClock
@@ -17,6 +17,7 @@ from tests.wire import Wire
 PATIENCE_S = 20.0
 TTL_S = 0.2
 WORKERS, ADAPTERS = Collection.WORKERS, Collection.ADAPTERS
+SCHEDULER = Role.SCHEDULER
 
 
 @pytest.fixture
@@ -136,6 +137,83 @@ async def test_many_calls_at_once_are_all_answered(store: Store) -> None:
     assert len(await store.all(WORKERS)) == 100
 
 
+def put(record_id: str, record: bytes, ttl_s: float | None = None) -> Change:
+    return Change(collection=WORKERS, record_id=record_id, record=record, ttl_s=ttl_s)
+
+
+def gone(record_id: str) -> Change:
+    return Change(collection=WORKERS, record_id=record_id, record=None)
+
+
+async def test_a_term_is_later_than_all_before(store: Store) -> None:
+    terms = [await store.claim(SCHEDULER) for _ in range(5)]
+    assert terms == sorted(set(terms))
+    assert terms[0] > 0
+
+
+async def test_changes_are_written_together(
+    store: Store, until_lapsed: Callable[[str], Awaitable[None]]
+) -> None:
+    await store.put(WORKERS, "removed", b"1")
+    term = await store.claim(SCHEDULER)
+    adapter = Change(collection=ADAPTERS, record_id="a1", record=bytes(range(256)))
+    changes = [gone("removed"), gone("never"), adapter, put("w:1", b""), put("short", b"2", TTL_S)]
+    assert await store.write(changes, SCHEDULER, term)
+    assert await store.all(ADAPTERS) == {"a1": bytes(range(256))}
+    assert (await store.all(WORKERS)).keys() == {"w:1", "short"}
+    await until_lapsed("short")
+    assert await store.all(WORKERS) == {"w:1": b""}
+    assert await store.write([put("w:1", b"3"), gone("w:1")], SCHEDULER, term), "in order"
+    assert await store.all(WORKERS) == {}
+
+
+async def test_whoever_held_the_role_before_changes_nothing(store: Store) -> None:
+    before = await store.claim(SCHEDULER)
+    assert await store.write([put("w1", b"before")], SCHEDULER, before)
+    after = await store.claim(SCHEDULER)
+    assert not await store.write([gone("w1"), put("w2", b"late")], SCHEDULER, before)
+    assert await store.all(WORKERS) == {"w1": b"before"}
+    assert await store.write([put("w1", b"after")], SCHEDULER, after)
+    assert await store.all(WORKERS) == {"w1": b"after"}
+
+
+async def test_as_many_changes_as_are_allowed_are_written(store: Store) -> None:
+    term = await store.claim(SCHEDULER)
+    changes = [put(f"w{number}", b"1") for number in range(MAX_CHANGES)]
+    assert await store.write(changes, SCHEDULER, term)
+    assert len(await store.all(WORKERS)) == MAX_CHANGES
+
+
+async def test_no_reader_sees_half_of_what_is_written_together(store: Store) -> None:
+    term = await store.claim(SCHEDULER)
+    most = 0
+
+    async def read() -> None:
+        nonlocal most
+        for _ in range(50):
+            most = max(most, len(set((await store.all(WORKERS)).values())))
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(read())
+        for number in range(50):
+            record = str(number).encode()
+            changes = [put(f"w{index}", record) for index in range(20)]
+            assert await store.write(changes, SCHEDULER, term)
+    assert most == 1
+
+
+@pytest.mark.integration
+async def test_a_redis_that_lost_its_data_learns_the_term_again(fresh_redis_url: str) -> None:
+    store = RedisStore(fresh_redis_url)
+    first = await store.claim(SCHEDULER)
+    term = await store.claim(SCHEDULER)
+    await store._redis.flushdb()
+    assert await store.write([put("w1", b"1")], SCHEDULER, term)
+    assert not await store.write([gone("w1")], SCHEDULER, first)
+    assert await store.claim(SCHEDULER) > term
+    await store.close()
+
+
 async def test_a_store_that_answers_is_pinged_in_silence(store: Store) -> None:
     await store.ping()
 
@@ -155,6 +233,8 @@ def calls(store: Store) -> list[Awaitable[object]]:
         store.all(WORKERS),
         store.put(WORKERS, "w1", b"1", ttl_s=1),
         store.delete(WORKERS, "w1"),
+        store.claim(SCHEDULER),
+        store.write([put("w1", b"1")], SCHEDULER, 1),
     ]
 
 

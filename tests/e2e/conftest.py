@@ -45,6 +45,7 @@ def processes(
         "ANOLE_AMQP_URL": rabbitmq.url,
         "ANOLE_REDIS_URL": redis.url,
         "ANOLE_WORKER_DTYPE": "float32",
+        "ANOLE_WORKER_DRAIN_S": "60",  # long enough for a busy machine
         "OTEL_EXPORTER_OTLP_ENDPOINT": otlp.url,
     }
     commands = [["memd"], ["worker"], ["scheduler"], ["gateway"]]

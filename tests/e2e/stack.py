@@ -96,12 +96,20 @@ class Stack:
             assert time.monotonic() < deadline, f"{model} is not listed:\n{self.logs()}"
             time.sleep(0.2)
 
+    def _metrics(self) -> str:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
+            page: bytes = answer.read()
+        return page.decode()
+
+    def metric(self, name: str) -> float:
+        """What /metrics says under the name, all labels together."""
+        line = re.compile(rf"^{name}(?:{{.*}})? (.+)$", re.MULTILINE)
+        return sum(map(float, line.findall(self._metrics())))
+
     def running_sequences(self) -> dict[str, int]:
         """What /metrics says of each worker."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
-            page = answer.read().decode()
         line = re.compile(r'^anole_worker_running_requests{worker="(.+)"} (.+)$', re.MULTILINE)
-        found = line.findall(page)
+        found = line.findall(self._metrics())
         return {worker: int(float(count)) for worker, count in found}
 
     def kill(self, name: str) -> None:

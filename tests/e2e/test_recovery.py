@@ -60,3 +60,35 @@ def test_a_stream_goes_on_when_its_worker_is_killed(processes: Stack) -> None:
         )
     text = "".join(pieces)
     assert text[:400] == alone.choices[0].message.content[:400]
+
+
+def test_a_worker_that_is_drained_ends_its_stream_and_leaves(processes: Stack) -> None:
+    """`anole drain`: no answer is handed in again, and the process ends well."""
+    processes.spawn(["worker"], name="third worker")
+    wait_for_workers(processes, 2)
+    before = processes.metric("anole_gateway_requests_resubmitted_total")
+    with OpenAI(base_url=f"{processes.url}/v1", api_key="unused", max_retries=0) as client:
+        answer = client.chat.completions.create(
+            model=BASE,
+            messages=[{"role": "user", "content": "Tell me about the wind."}],
+            max_tokens=60,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+        usage = None
+        drained = ""
+        for chunk in answer:
+            usage = chunk.usage or usage
+            if not drained:
+                drained = busy_worker(processes)
+                worker = processes.processes[drained]
+                processes.spawn(["drain", f"{socket.gethostname()}-{worker.pid}"])
+    assert processes.processes.pop("drain").wait(30) == 0
+    assert processes.processes.pop(drained).wait(60) == 0
+    assert usage is not None
+    assert usage.completion_tokens == 60
+    assert processes.metric("anole_gateway_requests_resubmitted_total") == before
+    wait_for_workers(processes, 1)
+    assert processes.metric("anole_scheduler_predictor_answers_total") > 0

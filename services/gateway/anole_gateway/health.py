@@ -15,7 +15,7 @@ from anole_shared.bus import Bus
 from anole_shared.codec import decode_record
 from anole_shared.errors import MessageError, StoreUnavailable
 from anole_shared.keys import Collection
-from anole_shared.messages import ServiceRecord, WorkerRecord
+from anole_shared.messages import SchedulerRecord, ServiceRecord, WorkerRecord
 from anole_shared.store import Store
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,10 @@ class Health:
         return json_response({"status": "not ready", "missing": missing}, status=503)
 
     async def metrics(self, http_request: web.Request) -> web.Response:  # noqa: ARG002
-        """GET /metrics. Workers are left out while the store is away."""
+        """GET /metrics. Workers and scheduler are left out while the store is away."""
         workers = await self._records(Collection.WORKERS, WorkerRecord)
-        body = self._metrics.render((workers or {}).values())
+        schedulers = await self._records(Collection.SCHEDULERS, SchedulerRecord)
+        body = self._metrics.render((workers or {}).values(), (schedulers or {}).values())
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _missing(self) -> list[str]:

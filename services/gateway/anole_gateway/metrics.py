@@ -1,4 +1,4 @@
-"""What Prometheus can read: this gateway's requests, and the workers as the store shows them.
+"""What Prometheus can read: this gateway's requests, and workers and scheduler by the store.
 
 Labels are bounded: a model is named only if it exists, and the histograms know just the kind of
 model, because a histogram for each of hundreds of adapters would be tens of thousands of series.
@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from anole_shared.messages import WorkerRecord
+from anole_gateway.scheduler_metrics import SchedulerMetrics
+from anole_shared.messages import SchedulerRecord, WorkerRecord
 
 # The buckets are those of OpenTelemetry's gen_ai.server.* metrics.
 _TTFT_S = (
@@ -31,6 +32,8 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._workers = _Workers()
         self._registry.register(self._workers)
+        self._schedulers = SchedulerMetrics()
+        self._registry.register(self._schedulers)
         self.requests = Counter(
             "anole_gateway_requests",
             "HTTP requests answered; status 499: the client went away.",
@@ -77,9 +80,12 @@ class Metrics:
             _TPOT_S,
         )
 
-    def render(self, workers: Iterable[WorkerRecord]) -> bytes:
+    def render(
+        self, workers: Iterable[WorkerRecord], schedulers: Iterable[SchedulerRecord]
+    ) -> bytes:
         """All metrics in Prometheus' text format."""
         self._workers.records = tuple(workers)
+        self._schedulers.records = tuple(schedulers)
         return generate_latest(self._registry)
 
     def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
@@ -98,6 +104,8 @@ class _Workers(Collector):
         free = _gauge("anole_worker_free_blocks", "KV blocks that are free.")
         resident = _gauge("anole_worker_resident_adapters", "Adapters in the worker's memory.")
         loading = _gauge("anole_worker_loading_adapters", "Adapters on their way there.")
+        host = _gauge("anole_worker_host_adapters", "Adapters in its host's memory alone.")
+        draining = _gauge("anole_worker_draining", "1 while it takes nothing more.")
         for record in self.records:
             labels = [record.worker_id]
             running.add_metric(labels, record.num_running)
@@ -105,7 +113,9 @@ class _Workers(Collector):
             free.add_metric(labels, record.num_free_blocks)
             resident.add_metric(labels, len(record.resident))
             loading.add_metric(labels, len(record.loading))
-        yield from (running, blocks, free, resident, loading)
+            host.add_metric(labels, len(record.host))
+            draining.add_metric(labels, float(record.draining))
+        yield from (running, blocks, free, resident, loading, host, draining)
 
 
 def _gauge(name: str, documentation: str) -> GaugeMetricFamily:

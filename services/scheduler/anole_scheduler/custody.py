@@ -4,10 +4,14 @@ from dataclasses import dataclass
 
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
+from anole_scheduler.core.predictor import Predictor
 from anole_scheduler.core.residency import Residency
+from anole_scheduler.tally import Tally, size_of
+from anole_scheduler.translate import request_of
 from anole_shared.bus import Delivery
+from anole_shared.clock import Clock
 from anole_shared.ids import RequestId, WorkerId
-from anole_shared.messages import FailureCode, RequestSubmitted
+from anole_shared.messages import FailureCode, RequestSubmitted, Size
 from anole_shared.telemetry import Attribute, SpanName, context_of, headers_of
 
 
@@ -19,8 +23,11 @@ class Held:
     deliveries: list[Delivery]
     """The newest last; the others came over connections that are gone."""
     span: Span
+    size: Size
+    arrived_s: float
     is_waiting: bool = True
     """Whether the span is open."""
+    is_running: bool = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -29,10 +36,13 @@ class Held:
 
 
 class Custody:
-    """Keeps each delivery until its attempt is done, and tells the trace how long it waited."""
+    """Keeps each delivery until its attempt is done; tells trace and tally how long it waited."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, tally: Tally, predictor: Predictor, clock: Clock) -> None:
         self._tracer = tracer
+        self._tally = tally
+        self._predictor = predictor
+        self._clock = clock
         self._held: dict[tuple[RequestId, int], Held] = {}
 
     def __len__(self) -> int:
@@ -49,12 +59,33 @@ class Custody:
         key = (submitted.request_id, submitted.attempt)
         held = self._held.get(key)
         if held is None:
-            span = self._start_span(delivery, submitted, queue_length)
-            self._held[key] = Held(submitted=submitted, deliveries=[delivery], span=span)
+            self._held[key] = self._begin(delivery, submitted, queue_length)
         elif delivery.redelivered:
             held.deliveries.append(delivery)
         else:
             await delivery.ack()
+
+    def _begin(self, delivery: Delivery, submitted: RequestSubmitted, queue_length: int) -> Held:
+        request = request_of(submitted)
+        size = size_of(request.num_prompt_tokens + self._predictor.predict(request))
+        self._tally.waits(size)
+        return Held(
+            submitted=submitted,
+            deliveries=[delivery],
+            span=self._start_span(delivery, submitted, queue_length),
+            size=size,
+            arrived_s=self._clock.now(),
+        )
+
+    def wait_again(self, request_id: RequestId, attempt: int, queue_length: int) -> None:
+        """Its worker has given it back."""
+        held = self._held.get((request_id, attempt))
+        if held is None or held.is_waiting:
+            return
+        self._leave(held)
+        held.span = self._start_span(held.deliveries[-1], held.submitted, queue_length)
+        held.arrived_s, held.is_waiting = self._clock.now(), True
+        self._tally.waits(held.size)
 
     def _start_span(
         self, delivery: Delivery, submitted: RequestSubmitted, queue_length: int
@@ -82,30 +113,42 @@ class Custody:
             held.span.set_attribute(Attribute.WORKER, worker_id)
             if residency is not None:
                 held.span.set_attribute(Attribute.ADAPTER_HIT, residency is Residency.RESIDENT)
-            self._end_span(held)
+            self._tally.admitted(held.size, self._clock.now() - held.arrived_s, residency)
+            self._end_wait(held)
+            self._tally.runs()
+            held.is_running = True
 
     def failed(self, request_id: RequestId, attempt: int, code: FailureCode, message: str) -> None:
         """There is no (further) answer; an error of the wait only if it still waited."""
         held = self._held[request_id, attempt]
+        self._tally.failed(code)
         if held.is_waiting:
             held.span.set_attribute(Attribute.ERROR_TYPE, code)
             held.span.set_status(Status(StatusCode.ERROR, message))
-            self._end_span(held)
+            self._end_wait(held)
 
     async def done(self, request_id: RequestId, attempt: int) -> None:
         """Acknowledge: the broker may forget the request."""
         held = self._held.pop((request_id, attempt))
-        self._end_span(held)
+        self._leave(held)
         for delivery in held.deliveries:
             await delivery.ack()
 
     def close(self) -> None:
         """Acknowledge nothing: what is held goes back to the broker for the next scheduler."""
         for held in self._held.values():
-            self._end_span(held)
+            self._leave(held)
         self._held.clear()
 
-    def _end_span(self, held: Held) -> None:
+    def _leave(self, held: Held) -> None:
+        """It neither waits nor runs any more."""
         if held.is_waiting:
-            held.is_waiting = False
-            held.span.end()
+            self._end_wait(held)
+        if held.is_running:
+            held.is_running = False
+            self._tally.runs_no_more()
+
+    def _end_wait(self, held: Held) -> None:
+        held.is_waiting = False
+        held.span.end()
+        self._tally.waits_no_more(held.size)

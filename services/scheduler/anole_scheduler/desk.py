@@ -4,7 +4,7 @@ import logging
 from collections import deque
 
 from anole_scheduler.core.commands import Command, RefuseWorker, RequestCommand
-from anole_scheduler.core.events import Event, Tick, WorkerGone
+from anole_scheduler.core.events import Event, Recalled, Tick, WorkerGone
 from anole_scheduler.core.scheduler import Scheduler
 from anole_scheduler.courier import Courier
 from anole_scheduler.custody import Custody
@@ -12,7 +12,7 @@ from anole_scheduler.mirror import Mirror
 from anole_scheduler.translate import event_of
 from anole_shared.bus import Delivery
 from anole_shared.clock import Clock
-from anole_shared.messages import RequestSubmitted
+from anole_shared.messages import RequestSubmitted, SequenceReturned
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,17 @@ class Desk:
             )
         if isinstance(message, RequestSubmitted):
             await self._custody.hold(delivery, message, self._scheduler.num_waiting)
+        if isinstance(message, SequenceReturned):
+            num_waiting = self._scheduler.num_waiting
+            self._custody.wait_again(message.request_id, message.attempt, num_waiting)
         if event is not None:
             await self._happen(event)
         if not isinstance(message, RequestSubmitted):
             await delivery.ack()
+
+    async def recall(self, recalled: Recalled) -> None:
+        """Start from what an earlier scheduler has left."""
+        await self._happen(recalled)
 
     async def tick(self) -> None:
         """Let time pass."""

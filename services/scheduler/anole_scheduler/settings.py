@@ -1,16 +1,13 @@
 """The scheduler's settings."""
 
 from pydantic import Field
-from pydantic_settings import SettingsConfigDict
 
+from anole_scheduler.policy_settings import PolicySettings
 from anole_shared.keys import RENEW_S
-from anole_shared.settings import Settings
 
 
-class SchedulerSettings(Settings):
-    """How much may wait, and how long for what."""
-
-    model_config = SettingsConfigDict(env_prefix="ANOLE_SCHEDULER_", frozen=True, extra="forbid")
+class SchedulerSettings(PolicySettings):
+    """Who is next, how much may wait, and how long for what."""
 
     scheduler_id: str | None = Field(
         default=None,
@@ -46,6 +43,14 @@ class SchedulerSettings(Settings):
         le=64,
         description="Waiting requests, from the head, whose adapters are loaded early. More would "
         "push out adapters that are needed sooner.",
+    )
+    max_loads: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="Adapters that are on their way to one worker before more are asked for "
+        "early. A worker loads them one after the other: what is asked for last is had last, and "
+        "by then another may be more urgent.",
     )
     no_worker_timeout_s: float = Field(
         default=30.0,

@@ -1,5 +1,6 @@
 """The border between messages and the core's own words; pure and total."""
 
+import dataclasses
 from typing import assert_never
 
 from anole_scheduler.core.adapter import Adapter
@@ -11,13 +12,16 @@ from anole_scheduler.core.events import (
     RequestArrived,
     RequestCancelled,
     SequenceEnded,
+    SequenceReturned,
     WorkerGone,
     WorkerSeen,
 )
+from anole_scheduler.core.knobs import ChargeRule, ClassRule, PolicyKnobs, SizeRule
 from anole_scheduler.core.limits import Limits
+from anole_scheduler.core.memory import Capacity
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.residency import Residency
-from anole_scheduler.core.worker import Capacity
+from anole_scheduler.policy_settings import PolicySettings
 from anole_scheduler.settings import SchedulerSettings
 from anole_shared import messages
 from anole_shared.messages import Message
@@ -27,6 +31,7 @@ SPARE_DELIVERIES = 256
 
 RESIDENCIES: dict[messages.Residency, Residency] = {
     messages.Residency.ABSENT: Residency.ABSENT,
+    messages.Residency.HOST: Residency.HOST,
     messages.Residency.LOADING: Residency.LOADING,
     messages.Residency.RESIDENT: Residency.RESIDENT,
 }
@@ -38,7 +43,10 @@ FAILURE_CODES: dict[Failure, messages.FailureCode] = {
     Failure.UNKNOWN_ADAPTER: messages.FailureCode.UNKNOWN_ADAPTER,
     Failure.ADAPTER_TOO_LARGE: messages.FailureCode.ADAPTER_FAILED,
     Failure.WORKER_LOST: messages.FailureCode.WORKER_LOST,
+    Failure.SQUASHED: messages.FailureCode.SQUASHED,
 }
+
+_FINISHED = frozenset({messages.FinishReason.STOP, messages.FinishReason.LENGTH})
 
 
 def limits_of(settings: SchedulerSettings) -> Limits:
@@ -48,6 +56,7 @@ def limits_of(settings: SchedulerSettings) -> Limits:
         max_unfinished=settings.max_unfinished,
         admit_ahead=settings.admit_ahead,
         max_prefetch=settings.max_prefetch,
+        max_loads=settings.max_loads,
         no_worker_timeout_s=settings.no_worker_timeout_s,
         worker_timeout_s=settings.worker_timeout_s,
         lost_after_s=settings.lost_after_s,
@@ -56,6 +65,17 @@ def limits_of(settings: SchedulerSettings) -> Limits:
         load_timeout_s=settings.load_timeout_s,
         max_ended=4 * prefetch_of(settings),
     )
+
+
+def knobs_of(settings: PolicySettings) -> PolicyKnobs:
+    """What the policies are told: each knob is a setting of the same name."""
+    told = {field.name: getattr(settings, field.name) for field in dataclasses.fields(PolicyKnobs)}
+    rules = {
+        "size_rule": SizeRule(settings.size_rule),
+        "class_rule": ClassRule(settings.class_rule),
+        "charge_rule": ChargeRule(settings.charge_rule),
+    }
+    return PolicyKnobs(**told | rules)
 
 
 def prefetch_of(settings: SchedulerSettings) -> int:
@@ -67,11 +87,19 @@ def event_of(message: Message, *, redelivered: bool) -> Event | None:
     """What a message tells the scheduler; None for one that is not for it."""
     match message:
         case messages.RequestSubmitted():
-            return RequestArrived(request=_request_of(message), redelivered=redelivered)
+            return RequestArrived(request=request_of(message), redelivered=redelivered)
         case messages.RequestAborted():
             return RequestCancelled(request_id=message.request_id, reason=message.reason)
         case messages.SequenceFinished():
             return SequenceEnded(
+                worker_id=message.worker_id,
+                request_id=message.request_id,
+                attempt=message.attempt,
+                num_output_tokens=message.num_output_tokens,
+                was_finished=message.finish_reason in _FINISHED,
+            )
+        case messages.SequenceReturned():
+            return SequenceReturned(
                 worker_id=message.worker_id,
                 request_id=message.request_id,
                 attempt=message.attempt,
@@ -89,6 +117,7 @@ def event_of(message: Message, *, redelivered: bool) -> Event | None:
             | messages.TokensGenerated()
             | messages.RequestFailed()
             | messages.AdapterPrefetchRequested()
+            | messages.WorkerDrainRequested()
         ):
             return None
     assert_never(message)
@@ -109,6 +138,9 @@ def _worker_event_of(
                 running=message.running,
                 num_free_blocks=message.num_free_blocks,
                 resident=message.resident,
+                loading=message.loading,
+                host=message.host,
+                is_draining=message.draining,
             )
         case messages.WorkerLeft():
             return WorkerGone(worker_id=message.worker_id, reason="it has stopped")
@@ -125,7 +157,8 @@ def _worker_event_of(
     assert_never(message)
 
 
-def _request_of(message: messages.RequestSubmitted) -> Request:
+def request_of(message: messages.RequestSubmitted) -> Request:
+    """What the core decides a request by."""
     return Request(
         request_id=message.request_id,
         attempt=message.attempt,
@@ -139,10 +172,10 @@ def _request_of(message: messages.RequestSubmitted) -> Request:
 def _capacity_of(capacity: messages.WorkerCapacity) -> Capacity:
     return Capacity(
         max_num_seqs=capacity.max_num_seqs,
-        num_blocks=capacity.num_blocks,
         block_size=capacity.block_size,
+        block_bytes=capacity.block_bytes,
+        memory_bytes=capacity.memory_bytes,
         max_model_len=capacity.max_model_len,
-        adapter_bytes=capacity.adapter_bytes,
     )
 
 
@@ -178,15 +211,32 @@ def worker_record_of(command: RecordWorker) -> messages.WorkerRecord:
         model=command.model,
         capacity=messages.WorkerCapacity(
             max_num_seqs=capacity.max_num_seqs,
-            num_blocks=capacity.num_blocks,
             block_size=capacity.block_size,
+            block_bytes=capacity.block_bytes,
+            memory_bytes=capacity.memory_bytes,
             max_model_len=capacity.max_model_len,
-            adapter_bytes=capacity.adapter_bytes,
         ),
         num_running=command.num_running,
         num_free_blocks=command.num_free_blocks,
         resident=command.resident,
         loading=command.loading,
+        host=command.host,
+        draining=command.is_draining,
+    )
+
+
+def seen_of(record: messages.WorkerRecord) -> WorkerSeen:
+    """A worker as an earlier scheduler has recorded it."""
+    return WorkerSeen(
+        worker_id=record.worker_id,
+        model=record.model,
+        capacity=_capacity_of(record.capacity),
+        running=(),
+        num_free_blocks=record.num_free_blocks,
+        resident=record.resident,
+        loading=record.loading,
+        host=record.host,
+        is_draining=record.draining,
     )
 
 

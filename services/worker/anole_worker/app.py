@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from anole_shared.ids import WorkerId
 from anole_shared.keys import RENEW_S
-from anole_shared.lifecycle import Resources, keep_alive
+from anole_shared.lifecycle import Resources, either, keep_alive
 from anole_shared.messages import WorkerCapacity, WorkerLeft
 from anole_shared.settings import CommonSettings
 from anole_shared.telemetry import Telemetry
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAX_PREDICTED = 2048
-_DRAIN_S = 3.0
+_FAREWELL_S = 3.0
 
 
 class WorkerService:
@@ -62,7 +62,10 @@ class WorkerService:
         self._shape = model_shape.read(model_dir)
 
     async def run(self, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
-        """Load, then serve until stop; what still runs then is lost, and the scheduler told so."""
+        """Load, then serve until stop, or until an operator has this worker drain.
+
+        What runs then may end within drain_s; what is left is lost, and the scheduler told so.
+        """
         with (
             ThreadPoolExecutor(1, "anole-engine") as engine_thread,
             ThreadPoolExecutor(1, "anole-loader") as loader_thread,
@@ -125,9 +128,10 @@ class WorkerService:
         return _Parts(inbox=inbox, loop=loop, outbox=outbox)
 
     async def _serve(self, parts: "_Parts", *, ready: asyncio.Event, stop: asyncio.Event) -> None:
+        left = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             publishing = tasks.create_task(parts.outbox.run(), name="worker outbox")
-            alive = keep_alive(self._resources, self.name, self.worker_id, stop)
+            alive = keep_alive(self._resources, self.name, self.worker_id, left)
             tasks.create_task(alive, name="worker liveness")
             scanning = parts.inbox.scan_every(self._settings.scan_s)
             serving = [
@@ -136,11 +140,13 @@ class WorkerService:
                 tasks.create_task(scanning, name="worker adapter folder"),
                 tasks.create_task(self._listen(parts.inbox, ready), name="worker inbox"),
             ]
-            await stop.wait()
+            await either(stop, parts.inbox.drain_requested)
+            await parts.inbox.drain(self._settings.drain_s)
+            left.set()
             for task in serving:
                 task.cancel()
-            left = WorkerLeft(worker_id=self.worker_id)
-            await parts.outbox.finish(SCHEDULER, left, _DRAIN_S)
+            farewell = WorkerLeft(worker_id=self.worker_id)
+            await parts.outbox.finish(SCHEDULER, farewell, _FAREWELL_S)
             publishing.cancel()
 
     async def _listen(self, inbox: Inbox, ready: asyncio.Event) -> None:
@@ -181,13 +187,13 @@ class WorkerService:
         return Engine(limits, memory, frozenset(self._shape.eos_token_ids), predictor)
 
     def _capacity(self, engine: Engine) -> WorkerCapacity:
-        num_blocks, block_size = engine.memory.blocks.num_blocks, engine.limits.block_size
+        memory, block_size = engine.memory, engine.limits.block_size
         return WorkerCapacity(
             max_num_seqs=engine.limits.max_num_seqs,
-            num_blocks=num_blocks,
             block_size=block_size,
-            max_model_len=min(self._shape.max_model_len, num_blocks * block_size),
-            adapter_bytes=engine.memory.budget_bytes,
+            block_bytes=memory.block_bytes,
+            memory_bytes=memory.budget_bytes,
+            max_model_len=min(self._shape.max_model_len, memory.blocks.num_blocks * block_size),
         )
 
 

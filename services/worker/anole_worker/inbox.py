@@ -6,13 +6,14 @@ from concurrent.futures import Executor
 
 from anole_shared.bus import Delivery
 from anole_shared.errors import ConfigurationError
-from anole_shared.ids import WorkerId
+from anole_shared.ids import AdapterId, WorkerId
 from anole_shared.messages import (
     AdapterPrefetchRequested,
     AdaptersDiscovered,
     SequenceAborted,
     SequenceAdmitted,
     WorkerCapacity,
+    WorkerDrainRequested,
     WorkerReported,
 )
 from anole_shared.topology import SCHEDULER
@@ -52,6 +53,9 @@ class Inbox:
         self._loop = loop
         self._outbox = outbox
         self._files_thread = files_thread
+        self._is_draining = False
+        self.drain_requested = asyncio.Event()
+        """An operator wants this worker to leave."""
 
     async def receive(self, delivery: Delivery) -> None:
         """Act on one message."""
@@ -63,6 +67,9 @@ class Inbox:
                 await self._loop.abort(message.request_id)
             case AdapterPrefetchRequested():
                 self._loop.prefetch(message.adapter_id)
+            case WorkerDrainRequested():
+                log.info("an operator has this worker leave")
+                self.drain_requested.set()
             case _:
                 log.error("a worker does not take %s", message.type)
         await delivery.ack()
@@ -70,6 +77,9 @@ class Inbox:
     async def _admit(self, message: SequenceAdmitted, delivery: Delivery) -> None:
         """Give the sequence to the engine, with its adapter as it is on disk at this moment."""
         now = self._loop.clock.now()
+        if self._is_draining:
+            await self._loop.tell_returned(message.request_id, message.attempt)
+            return
         try:
             adapter = await self._adapter_of(message)
         except UnknownAdapter as fault:
@@ -86,6 +96,20 @@ class Inbox:
         if before is not None and before.adapter != found.adapter:
             self._loop.engine.retire(before.adapter)
         return found.adapter
+
+    async def drain(self, within_s: float) -> None:
+        """Take nothing more, give back what has not begun, and let the rest end."""
+        self._is_draining = True
+        await self._outbox.put(SCHEDULER, self._report())
+        await self._loop.give_back()
+        try:
+            async with asyncio.timeout(within_s):
+                await self._loop.idle()
+        except TimeoutError:
+            left = len(self._loop.engine.sequences)
+            log.warning(
+                "%d sequences have not ended in %.0f s; they go on elsewhere", left, within_s
+            )
 
     async def scan_every(self, seconds: float) -> None:
         """Look through the adapter folder for ever."""
@@ -120,12 +144,17 @@ class Inbox:
     def _report(self) -> WorkerReported:
         engine = self._loop.engine
         blocks = engine.memory.blocks
-        resident = engine.memory.adapters.adapters(Residency.RESIDENT)
         return WorkerReported(
             worker_id=self._worker_id,
             model=self._model,
             capacity=self._capacity,
             running=tuple(sequence.request_id for sequence in engine.sequences),
             num_free_blocks=blocks.num_blocks - blocks.num_owned,
-            resident=tuple(sorted({adapter.adapter_id for adapter in resident})),
+            resident=self._adapters(Residency.RESIDENT),
+            loading=self._adapters(Residency.LOADING),
+            draining=self._is_draining,
         )
+
+    def _adapters(self, residency: Residency) -> tuple[AdapterId, ...]:
+        found = self._loop.engine.memory.adapters.adapters(residency)
+        return tuple(sorted({adapter.adapter_id for adapter in found}))

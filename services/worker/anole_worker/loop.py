@@ -12,12 +12,18 @@ from opentelemetry.trace import Tracer
 from anole_shared.clock import Clock
 from anole_shared.errors import AnoleError
 from anole_shared.ids import AdapterId, GatewayId, RequestId, WorkerId
-from anole_shared.messages import FailureCode, RequestFailed, SequenceOutput, TokensGenerated
+from anole_shared.messages import (
+    FailureCode,
+    RequestFailed,
+    SequenceOutput,
+    SequenceReturned,
+    TokensGenerated,
+)
 from anole_shared.topology import SCHEDULER, gateway_queue
 from anole_worker.catalog import Catalog
 from anole_worker.core.engine import Engine, Output
 from anole_worker.core.residency import Residency
-from anole_worker.core.sequence import Ending, Sequence
+from anole_worker.core.sequence import Ending, Phase, Sequence
 from anole_worker.core.step import Drawn, Step
 from anole_worker.loader import Loader
 from anole_worker.outbox import Outbox
@@ -74,6 +80,7 @@ class EngineLoop:
         self._files_thread = files_thread
         self._spans: dict[RequestId, SequenceSpans] = {}
         self._wake = asyncio.Event()
+        self._one_less = asyncio.Event()
 
     async def admit(self, sequence: Sequence, headers: Mapping[str, str]) -> None:
         """Take a sequence in; a second copy of one that is here already is ignored."""
@@ -116,6 +123,27 @@ class EngineLoop:
         if sequence is not None:
             await self._ended(sequence, Ending.ABORT)
         self._wake.set()
+
+    async def give_back(self) -> None:
+        """Have the scheduler place elsewhere what waits here and has no token yet."""
+        for sequence in self.engine.sequences:
+            if sequence.phase is Phase.WAITING and sequence.num_output_tokens == 0:
+                self.engine.abort(sequence.request_id, self.clock.now())
+                self._close(sequence, Ending.ABORT)
+                await self.tell_returned(sequence.request_id, sequence.attempt)
+
+    async def tell_returned(self, request_id: RequestId, attempt: int) -> None:
+        """Say that a request was not begun here."""
+        returned = SequenceReturned(
+            worker_id=self._worker_id, request_id=request_id, attempt=attempt
+        )
+        await self._outbox.put(SCHEDULER, returned)
+
+    async def idle(self) -> None:
+        """Return when no sequence is left."""
+        while self.engine.sequences:
+            self._one_less.clear()
+            await self._one_less.wait()
 
     def prefetch(self, adapter_id: AdapterId) -> None:
         """Load an adapter if there is room for it."""
@@ -199,11 +227,16 @@ class EngineLoop:
         return []
 
     async def _ended(self, sequence: Sequence, ending: Ending, error: str | None = None) -> None:
+        self._close(sequence, ending, error)
+        await self._outbox.put(SCHEDULER, finished_of(sequence, ending, self._worker_id))
+
+    def _close(self, sequence: Sequence, ending: Ending, error: str | None = None) -> None:
+        """Let go of what the shell keeps of a sequence that the engine has ended."""
         spans = self._spans.pop(sequence.request_id)
         spans.end(sequence, FINISH_REASONS[ending], error)
         if sequence.sampling.grammar is not None:
             self._device.forget(sequence.request_id)
-        await self._outbox.put(SCHEDULER, finished_of(sequence, ending, self._worker_id))
+        self._one_less.set()
 
     async def _give_up(self, lost: Iterable[Sequence], code: FailureCode, message: str) -> None:
         """Tell both sides that these sequences get no (further) answer."""

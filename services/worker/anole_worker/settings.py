@@ -98,6 +98,14 @@ class WorkerSettings(Settings):
         description="torch threads. One is best where cores are shared: spinning threads slow "
         "decoding several times; run more workers instead.",
     )
+    drain_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="How long running sequences may go on after a stop, or after `anole drain`. "
+        "What has not begun goes to other workers at once, what is left then goes on there. "
+        "Whoever stops the process must wait a few seconds longer than this.",
+    )
     bypass_s: float = Field(
         default=2.0,
         ge=0,

@@ -29,14 +29,17 @@ from anole_shared.messages.requests import (
     SequenceAdmitted,
     SequenceFinished,
     SequenceOutput,
+    SequenceReturned,
     Stopping,
     TokenIds,
     TokenLogprobs,
     TokensGenerated,
 )
+from anole_shared.messages.schedulers import SchedulerRecord, Size, SizeRecord
 from anole_shared.messages.workers import (
     ServiceRecord,
     WorkerCapacity,
+    WorkerDrainRequested,
     WorkerLeft,
     WorkerRecord,
     WorkerReported,
@@ -49,8 +52,10 @@ Message = (
     | SequenceAborted
     | TokensGenerated
     | SequenceFinished
+    | SequenceReturned
     | RequestFailed
     | WorkerReported
+    | WorkerDrainRequested
     | WorkerLeft
     | AdaptersDiscovered
     | AdapterResidencyChanged
@@ -80,16 +85,21 @@ __all__ = [
     "RequestSubmitted",
     "Residency",
     "Sampling",
+    "SchedulerRecord",
     "SequenceAborted",
     "SequenceAdmitted",
     "SequenceFinished",
     "SequenceOutput",
+    "SequenceReturned",
     "ServiceRecord",
+    "Size",
+    "SizeRecord",
     "Stopping",
     "TokenIds",
     "TokenLogprobs",
     "TokensGenerated",
     "WorkerCapacity",
+    "WorkerDrainRequested",
     "WorkerLeft",
     "WorkerRecord",
     "WorkerReported",

@@ -11,6 +11,8 @@ class Residency(StrEnum):
     """Where an adapter's weights are, as one worker reports it."""
 
     ABSENT = "absent"
+    HOST = "host"
+    """In its host's memory, not on its device."""
     LOADING = "loading"
     RESIDENT = "resident"
 

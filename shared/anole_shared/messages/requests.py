@@ -33,6 +33,8 @@ class FailureCode(StrEnum):
     UNKNOWN_ADAPTER = "model_not_found"
     ADAPTER_FAILED = "adapter_failed"
     WORKER_LOST = "worker_lost"
+    SQUASHED = "squashed"
+    """The scheduler stopped it so that another can run: send it again."""
     INTERNAL = "internal_error"
 
 
@@ -192,6 +194,16 @@ class SequenceFinished:
     num_prompt_tokens: int
     num_output_tokens: int
     type: Literal["sequence.finished"] = "sequence.finished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceReturned:
+    """worker -> scheduler: I have not begun this one and shall not; give it to somebody else."""
+
+    worker_id: WorkerId
+    request_id: RequestId
+    attempt: int
+    type: Literal["sequence.returned"] = "sequence.returned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,14 +12,18 @@ class WorkerCapacity:
 
     max_num_seqs: int
     """Sequences in one step."""
-    num_blocks: int
-    """KV blocks in its pool."""
     block_size: int
-    """Tokens per block."""
+    """Tokens per KV block."""
+    block_bytes: int
+    memory_bytes: int
+    """For KV blocks and adapters together."""
     max_model_len: int
     """Tokens of the longest sequence, prompt and output together."""
-    adapter_bytes: int
-    """Memory that adapters may take."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks if there were no adapter."""
+        return self.memory_bytes // self.block_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +38,21 @@ class WorkerReported:
     """Every request that it was given and has not finished, in any state."""
     num_free_blocks: int
     resident: tuple[AdapterId, ...]
-    """Adapters whose weights are in its memory."""
+    """Adapters whose weights are in its device's memory."""
+    loading: tuple[AdapterId, ...] = ()
+    """Adapters on their way there."""
+    host: tuple[AdapterId, ...] = ()
+    """Adapters whose weights are only in its host's memory: quicker to bring than from disk."""
+    draining: bool = False
+    """It finishes what it runs and then leaves: give it nothing more."""
     type: Literal["worker.reported"] = "worker.reported"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerDrainRequested:
+    """operator -> worker: take nothing more, finish what you run, then leave."""
+
+    type: Literal["worker.drain_requested"] = "worker.drain_requested"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +74,8 @@ class WorkerRecord:
     num_free_blocks: int
     resident: tuple[AdapterId, ...]
     loading: tuple[AdapterId, ...]
+    host: tuple[AdapterId, ...] = ()
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from anole_shared.clock import SystemClock
 from anole_shared.codec import encode
 from anole_shared.ids import AdapterId, WorkerId
 from anole_shared.keys import Collection
-from anole_shared.messages import ServiceRecord, WorkerCapacity, WorkerRecord
+from anole_shared.messages import SchedulerRecord, ServiceRecord, WorkerCapacity, WorkerRecord
 from anole_shared.store import Store
 from anole_shared.store_memory import MemoryStore
 from tests.unit.gateway.harness import serving
@@ -25,7 +25,7 @@ WORKER = WorkerRecord(
     worker_id=WorkerId("w0"),
     model="tiny",
     capacity=WorkerCapacity(
-        max_num_seqs=8, num_blocks=100, block_size=16, max_model_len=256, adapter_bytes=1024
+        max_num_seqs=8, block_size=16, block_bytes=10, memory_bytes=1000, max_model_len=256
     ),
     num_running=3,
     num_free_blocks=70,
@@ -34,7 +34,22 @@ WORKER = WorkerRecord(
 )
 
 
+FIGURES = SchedulerRecord(
+    scheduler_id="s0",
+    num_running=5,
+    sizes=(),
+    wait_bounds_s=(),
+    failed={},
+    num_adapter_lookups=0,
+    num_adapter_hits=0,
+    num_learnt=0,
+    share_in_class=0.0,
+    share_within_factor_2=0.0,
+)
+
+
 async def populate(store: Store) -> None:
+    await store.put(Collection.SCHEDULERS, "s0", encode(FIGURES))
     await store.put(Collection.SERVICES, "scheduler:s0", encode(SCHEDULER))
     await store.put(Collection.WORKERS, "w0", encode(WORKER))
 
@@ -107,5 +122,8 @@ async def test_metrics_show_the_workers(model_dir: Path) -> None:
         'anole_worker_free_blocks{worker="w0"} 70.0',
         'anole_worker_resident_adapters{worker="w0"} 2.0',
         'anole_worker_loading_adapters{worker="w0"} 1.0',
+        'anole_worker_host_adapters{worker="w0"} 0.0',
+        'anole_worker_draining{worker="w0"} 0.0',
+        'anole_scheduler_requests_running{scheduler="s0"} 5.0',
     ):
         assert line in lines

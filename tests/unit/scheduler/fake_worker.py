@@ -1,17 +1,24 @@
 """A worker as the scheduler's core meets it: what it runs, and what it reports."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
-from anole_scheduler.core.events import AdapterMoved, WorkerSeen
+from anole_scheduler.core.events import (
+    AdapterMoved,
+    SequenceEnded,
+    SequenceReturned,
+    WorkerSeen,
+)
+from anole_scheduler.core.memory import Budget, Capacity, Charge
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.residency import Residency
-from anole_scheduler.core.worker import Capacity
 from anole_shared.units import div_ceil
 
 
 @dataclass
 class FakeWorker:
-    """Runs sequences in the order in which it got them, as many as its seats and blocks allow."""
+    """Runs sequences in the order in which it got them, as many as seats and memory allow."""
 
     name: str
     capacity: Capacity
@@ -20,21 +27,67 @@ class FakeWorker:
     aborting: set[str] = field(default_factory=set)
     is_muted: bool = False
     loses_next: bool = False
+    is_draining: bool = False
+    loading: set[str] = field(default_factory=set)
+    adapter_bytes: dict[str, int] = field(default_factory=dict)
+    overrun_blocks: int = 0
+    """Taken beyond what was predicted."""
+    predict: Callable[[Request], int] = attrgetter("max_tokens")
 
     def started(self) -> list[Request]:
-        started: list[Request] = []
-        free = self.capacity.num_blocks
+        return [sequence for sequence, _ in self._started()]
+
+    def _started(self) -> list[tuple[Request, Charge]]:
+        started: list[tuple[Request, Charge]] = []
+        budget = Budget(self.capacity.block_bytes)
         for sequence in self.sequences.values():
-            free -= div_ceil(sequence.max_len, self.capacity.block_size)
-            if free < 0 or len(started) == self.capacity.max_num_seqs:
+            charge = self._charge(sequence)
+            too_much = budget.used_bytes + budget.needed(charge) > self.capacity.memory_bytes
+            if too_much or len(started) == self.capacity.max_num_seqs:
                 break
-            started.append(sequence)
+            budget.take(charge)
+            started.append((sequence, charge))
         return started
 
+    def longest(self, sequence: Request) -> int:
+        return self.capacity.longest(self._charge(sequence).adapter_bytes)
+
+    def _charge(self, sequence: Request) -> Charge:
+        adapter_bytes = self.adapter_bytes.get(sequence.adapter_id or "", 0)
+        num_tokens = sequence.num_prompt_tokens + self.predict(sequence)
+        num_blocks = div_ceil(num_tokens, self.capacity.block_size)
+        return Charge(num_blocks, sequence.adapter_id, adapter_bytes)
+
     def num_free_blocks(self) -> int:
-        size = self.capacity.block_size
-        return self.capacity.num_blocks - sum(
-            div_ceil(sequence.max_len, size) for sequence in self.started()
+        owned = sum(charge.num_blocks for _, charge in self._started())
+        return max(self.capacity.num_blocks - owned - self.overrun_blocks, 0)
+
+    def ended(self, sequence: Request, *, was_finished: bool) -> SequenceEnded:
+        self._forget(sequence)
+        return SequenceEnded(
+            worker_id=self.name,
+            request_id=sequence.request_id,
+            attempt=sequence.attempt,
+            num_output_tokens=sequence.max_tokens if was_finished else 0,
+            was_finished=was_finished,
+        )
+
+    def _forget(self, sequence: Request) -> None:
+        del self.sequences[sequence.request_id]
+        self.aborting.discard(sequence.request_id)
+
+    def drain(self) -> list[SequenceReturned]:
+        """Go on with what has started, and give the rest back."""
+        self.is_draining = True
+        started = self.started()
+        given_back = [s for s in self.sequences.values() if s not in started]
+        for sequence in given_back:
+            self._forget(sequence)
+        return [self.returned(sequence) for sequence in given_back]
+
+    def returned(self, sequence: Request) -> SequenceReturned:
+        return SequenceReturned(
+            worker_id=self.name, request_id=sequence.request_id, attempt=sequence.attempt
         )
 
     def report(self) -> WorkerSeen:
@@ -45,6 +98,7 @@ class FakeWorker:
             running=tuple(self.sequences),
             num_free_blocks=self.num_free_blocks(),
             resident=tuple(sorted(self.resident)),
+            is_draining=self.is_draining,
         )
 
     def moved(self, adapter_id: str, residency: Residency) -> AdapterMoved:

@@ -2,7 +2,13 @@
 
 from typing import Any
 
+from opentelemetry.trace import Tracer
+
+from anole_scheduler.core.predictor import MaxTokensPredictor
+from anole_scheduler.custody import Custody
+from anole_scheduler.tally import Tally
 from anole_shared.bus import Headers
+from anole_shared.clock import Clock
 from anole_shared.ids import GatewayId, RequestId, WorkerId
 from anole_shared.messages import (
     FinishReason,
@@ -13,6 +19,8 @@ from anole_shared.messages import (
     WorkerCapacity,
     WorkerReported,
 )
+from anole_shared.telemetry import Telemetry
+from tests.clocks import HandClock
 
 
 def submitted(request_id: str = "r1", **fields: Any) -> RequestSubmitted:
@@ -33,7 +41,7 @@ def reported(worker_id: str = "w1", **fields: Any) -> WorkerReported:
         "worker_id": WorkerId(worker_id),
         "model": "tiny",
         "capacity": WorkerCapacity(
-            max_num_seqs=2, num_blocks=100, block_size=16, max_model_len=1024, adapter_bytes=1000
+            max_num_seqs=2, block_size=16, block_bytes=10, memory_bytes=1000, max_model_len=1024
         ),
         "running": (),
         "num_free_blocks": 100,
@@ -52,6 +60,18 @@ def finished(request_id: str = "r1", worker_id: str = "w1", **fields: Any) -> Se
         "num_output_tokens": 5,
     }
     return SequenceFinished(**(values | fields))
+
+
+def make_custody(
+    tracer: Tracer | None = None, tally: Tally | None = None, clock: Clock | None = None
+) -> Custody:
+    """A custody whose predictor knows nothing."""
+    return Custody(
+        tracer or Telemetry("scheduler").tracer,
+        tally or Tally(),
+        MaxTokensPredictor(),
+        clock or HandClock(),
+    )
 
 
 class Letter:

@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from anole_scheduler import app
 from anole_scheduler.app import SchedulerService
+from anole_scheduler.mirror import Mirror
 from anole_scheduler.settings import SchedulerSettings
 from anole_shared.bus import Delivery
 from anole_shared.bus_memory import MemoryBus
@@ -23,8 +24,10 @@ from anole_shared.messages import (
     Message,
     RequestAborted,
     RequestFailed,
+    SchedulerRecord,
     SequenceAborted,
     SequenceAdmitted,
+    SequenceReturned,
     WorkerLeft,
     WorkerRecord,
 )
@@ -33,7 +36,7 @@ from anole_shared.store_memory import MemoryStore
 from anole_shared.telemetry import Attribute, SpanName, Telemetry
 from anole_shared.topology import SCHEDULER, Queue, gateway_queue, worker_queue
 from tests.clocks import HandClock
-from tests.traffic import PATIENCE_S, take
+from tests.traffic import PATIENCE_S, take, until
 from tests.unit.scheduler.letters import finished, reported, submitted
 
 
@@ -293,6 +296,24 @@ async def test_workers_adapters_and_the_scheduler_itself_are_shown_in_the_store(
     assert "a" in await stage.store.all(Collection.ADAPTERS), "it outlives workers and schedulers"
 
 
+async def test_the_scheduler_shows_what_it_has_counted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "RENEW_S", 0.005)
+    async with stage.scheduler("s1"), stage.scheduler("standby"):
+        await stage.say(reported(), submitted("r1"))
+        await next_of(stage.worker)
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                shown = await stage.store.all(Collection.SCHEDULERS)
+                records = [decode_record(SchedulerRecord, body) for body in shown.values()]
+                if any(record.num_running for record in records):
+                    break
+                await asyncio.sleep(0.005)
+    assert [record.scheduler_id for record in records] == ["s1"]
+    assert sum(size.num_admitted for size in records[0].sizes) == 1
+
+
 async def test_requests_are_served_while_the_store_is_away(stage: Stage) -> None:
     async with stage.scheduler():
         await stage.store.close()
@@ -310,3 +331,55 @@ async def test_an_adapter_that_went_while_no_scheduler_was_there_is_forgotten(
     async with stage.scheduler():
         await stage.say(AdaptersDiscovered(worker_id="w1", adapters=()), reported())
         await until_stored(stage, Collection.ADAPTERS, lambda found: not found)
+
+
+async def test_what_a_worker_that_drains_has_not_begun_goes_to_another(stage: Stage) -> None:
+    other = await stage.listen(worker_queue("w2"), stage.workers)
+    async with stage.scheduler():
+        await stage.say(reported("w1"), submitted("r1"), submitted("r2"))
+        assert [(await next_of(stage.worker)).request_id for _ in range(2)] == ["r1", "r2"]
+        await stage.say(
+            reported("w1", running=("r1", "r2"), draining=True),
+            SequenceReturned(worker_id="w1", request_id="r2", attempt=0),
+            reported("w2"),
+        )
+        assert (await next_of(other)).request_id == "r2"
+        await until_stored(
+            stage,
+            Collection.WORKERS,
+            lambda found: len(found) == 2 and decode_record(WorkerRecord, found["w1"]).draining,
+        )
+        await stage.say(finished("r1"), WorkerLeft(worker_id="w1"), finished("r2", "w2"))
+        await stage.say(submitted("r3", max_tokens=5000))
+        assert (await next_of(stage.gateway)).request_id == "r3", "neither was lost"
+    assert await stage.left_in_queue() == []
+
+
+async def test_a_scheduler_starts_from_what_the_store_shows_of_workers(stage: Stage) -> None:
+    """The second one hears of no worker, and yet knows where the adapter is."""
+    other = await stage.listen(worker_queue("w2"), stage.workers)
+    async with stage.scheduler("s1"):
+        await stage.say(reported("w1"), reported("w2", resident=("a",)))
+        await until_stored(stage, Collection.WORKERS, lambda found: len(found) == 2)
+    async with stage.scheduler("s2"):
+        await stage.say(submitted("r1", adapter_id="a"))
+        assert (await next_of(other)).request_id == "r1"
+
+
+async def test_who_was_succeeded_drops_what_it_knew_and_takes_its_turn_again(
+    stage: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "RENEW_S", 0.005)
+    async with stage.scheduler(worker_timeout_s=10):
+        await stage.say(reported(), submitted("r1"))
+        await next_of(stage.worker)
+        successor = Mirror(stage.store)
+        await successor.take_over()
+        await stage.say(reported(running=("r1",), num_free_blocks=98))
+        await until(lambda: "another scheduler has taken over" in caplog.text)
+        await stage.say(reported(running=("r1",), num_free_blocks=98), finished("r1"))
+        await stage.say(submitted("r2", max_tokens=5000))
+        failed = await next_of(stage.gateway)
+    assert isinstance(failed, RequestFailed)
+    assert failed.request_id == "r2", "r1 was never said to be lost"
+    assert await stage.left_in_queue() == []

@@ -17,7 +17,6 @@ from anole_scheduler.core.commands import (
 )
 from anole_scheduler.core.events import WorkerGone
 from anole_scheduler.courier import Courier
-from anole_scheduler.custody import Custody
 from anole_shared.bus import Delivery, Headers
 from anole_shared.bus_memory import MemoryBus
 from anole_shared.errors import BusUnavailable
@@ -28,10 +27,9 @@ from anole_shared.messages import (
     SequenceAborted,
     SequenceAdmitted,
 )
-from anole_shared.telemetry import Telemetry
 from anole_shared.topology import Queue, gateway_queue, worker_queue
 from tests.traffic import take
-from tests.unit.scheduler.letters import Letter, submitted
+from tests.unit.scheduler.letters import Letter, make_custody, submitted
 from tests.unit.scheduler.playbook import request
 
 ADMIT = Admit(worker_id="w1", request=request("r1"), residency=None)
@@ -60,7 +58,7 @@ class Stage:
     def __init__(self) -> None:
         self.bus = RestlessBus()
         self.stop = asyncio.Event()
-        self.custody = Custody(Telemetry("scheduler").tracer)
+        self.custody = make_custody()
         self.courier = Courier(self.bus, self.custody, self.stop)
         self.letter = Letter(submitted("r1"))
         self.listening = AsyncExitStack()

@@ -5,30 +5,28 @@ import logging
 
 import pytest
 
-from anole_scheduler.core.policies.standard import standard
+from anole_scheduler.core.policies.standard import policies
 from anole_scheduler.core.scheduler import Scheduler
 from anole_scheduler.courier import Courier
-from anole_scheduler.custody import Custody
 from anole_scheduler.desk import Desk
 from anole_scheduler.mirror import Mirror
 from anole_shared.bus_memory import MemoryBus
 from anole_shared.messages import SequenceAborted
 from anole_shared.store_memory import MemoryStore
-from anole_shared.telemetry import Telemetry
 from anole_shared.topology import worker_queue
 from tests.clocks import HandClock
 from tests.traffic import take
-from tests.unit.scheduler.letters import Letter, finished, reported, submitted
+from tests.unit.scheduler.letters import Letter, finished, make_custody, reported, submitted
 from tests.unit.scheduler.playbook import LIMITS
 
 
 class Stage:
     def __init__(self) -> None:
         self.bus = MemoryBus()
-        self.custody = Custody(Telemetry("scheduler").tracer)
+        self.custody = make_custody()
         clock = HandClock()
         self.desk = Desk(
-            scheduler=Scheduler(LIMITS, standard()),
+            scheduler=Scheduler(LIMITS, policies("fcfs")),
             custody=self.custody,
             courier=Courier(self.bus, self.custody, asyncio.Event()),
             mirror=Mirror(MemoryStore(clock)),

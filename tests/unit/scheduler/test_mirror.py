@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -13,11 +14,12 @@ from anole_scheduler.core.commands import (
     RecordAdapter,
     RecordWorker,
 )
+from anole_scheduler.core.events import Recalled, WorkerSeen
 from anole_scheduler.mirror import Mirror
 from anole_scheduler.translate import adapter_record_of
 from anole_shared.codec import decode_record, encode
 from anole_shared.errors import StoreUnavailable
-from anole_shared.keys import LEASE_S, Collection
+from anole_shared.keys import LEASE_S, Collection, Role
 from anole_shared.messages import AdapterRecord, WorkerRecord
 from anole_shared.store_memory import MemoryStore
 from tests.clocks import HandClock
@@ -45,11 +47,9 @@ class RestlessStore(MemoryStore):
         self._answer()
         return await super().all(collection)
 
-    async def put(
-        self, collection: Collection, record_id: str, record: bytes, *, ttl_s: float | None = None
-    ) -> None:
+    async def claim(self, role: Role) -> int:
         self._answer()
-        await super().put(collection, record_id, record, ttl_s=ttl_s)
+        return await super().claim(role)
 
     def _answer(self) -> None:
         if self.is_away:
@@ -89,24 +89,52 @@ async def test_what_is_forgotten_is_removed(store: RestlessStore) -> None:
     assert await store.all(Collection.ADAPTERS) == {}
 
 
-async def test_adapters_are_loaded_as_they_were_recorded(store: RestlessStore) -> None:
+async def test_what_one_scheduler_has_recorded_the_next_one_recalls(store: RestlessStore) -> None:
     mirror = Mirror(store)
+    await mirror.take_over()
     mirror.apply(RecordAdapter(adapter=adapter("a", refused="torn")))
+    mirror.apply(replace(WORKER, resident=("a",), loading=("b",), host=("c",), is_draining=True))
     await mirror.flush()
-    assert await Mirror(store).load(asyncio.Event()) == [adapter("a", refused="torn")]
+    seen = WorkerSeen(
+        worker_id="w1",
+        model="tiny",
+        capacity=CAPACITY,
+        running=(),
+        num_free_blocks=100,
+        resident=("a",),
+        loading=("b",),
+        host=("c",),
+        is_draining=True,
+    )
+    assert await Mirror(store).take_over() == Recalled(
+        adapters=(adapter("a", refused="torn"),), workers=(seen,)
+    )
 
 
 async def test_a_record_that_cannot_be_read_is_skipped(store: RestlessStore) -> None:
     await store.put(Collection.ADAPTERS, "a", b"{}")
     await store.put(Collection.ADAPTERS, "b", encode(adapter_record_of(adapter("b"))))
-    assert await Mirror(store).load(asyncio.Event()) == [adapter("b")]
+    recalled = await Mirror(store).take_over()
+    assert recalled == Recalled(adapters=(adapter("b"),), workers=())
 
 
 async def test_without_a_store_the_scheduler_starts_with_nothing(store: RestlessStore) -> None:
     store.is_away = True
-    stop = asyncio.Event()
-    stop.set()  # lets it not wait between its attempts
-    assert await Mirror(store).load(stop) == []
+    assert await Mirror(store).take_over() == Recalled(adapters=(), workers=())
+
+
+async def test_who_was_succeeded_finds_out_and_writes_nothing_more(store: RestlessStore) -> None:
+    before, after = Mirror(store), Mirror(store)
+    await before.take_over()
+    assert await before.flush()
+    was_deposed = before.is_deposed
+    await after.take_over()
+    after.apply(WORKER)
+    await after.flush()
+    before.apply(ForgetWorker(worker_id="w1", reason="no report"))
+    assert await before.flush()
+    assert (was_deposed, before.is_deposed, after.is_deposed) == (False, True, False)
+    assert (await store.all(Collection.WORKERS)).keys() == {"w1"}
 
 
 async def test_what_a_store_misses_while_away_is_written_when_it_is_back(

@@ -1,6 +1,6 @@
 """The border between messages and the core."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from typing import get_args
 
 import pytest
@@ -12,10 +12,14 @@ from anole_scheduler.core.events import (
     RequestArrived,
     RequestCancelled,
     SequenceEnded,
+    SequenceReturned,
     WorkerGone,
     WorkerSeen,
 )
+from anole_scheduler.core.knobs import ChargeRule, ClassRule, PolicyKnobs
+from anole_scheduler.core.policies.standard import ADMISSIONS
 from anole_scheduler.core.residency import Residency
+from anole_scheduler.policy_settings import PolicySettings
 from anole_scheduler.settings import SchedulerSettings
 from anole_scheduler.translate import (
     FAILURE_CODES,
@@ -24,6 +28,7 @@ from anole_scheduler.translate import (
     adapter_record_of,
     event_of,
     failed_of,
+    knobs_of,
     limits_of,
     prefetch_of,
     sequence_of,
@@ -57,10 +62,28 @@ EVENTS = [
     ),
     (
         finished("r1", "w1", attempt=3),
-        SequenceEnded(worker_id="w1", request_id="r1", attempt=3),
+        SequenceEnded(worker_id="w1", request_id="r1", attempt=3, num_output_tokens=5),
     ),
     (
-        reported("w1", running=("r1",), num_free_blocks=9, resident=("a",)),
+        finished("r1", "w1", finish_reason=messages.FinishReason.ABORT),
+        SequenceEnded(
+            worker_id="w1", request_id="r1", attempt=0, num_output_tokens=5, was_finished=False
+        ),
+    ),
+    (
+        messages.SequenceReturned(worker_id="w1", request_id="r1", attempt=3),
+        SequenceReturned(worker_id="w1", request_id="r1", attempt=3),
+    ),
+    (
+        reported(
+            "w1",
+            running=("r1",),
+            num_free_blocks=9,
+            resident=("a",),
+            loading=("b",),
+            host=("c",),
+            draining=True,
+        ),
         WorkerSeen(
             worker_id="w1",
             model="tiny",
@@ -68,6 +91,9 @@ EVENTS = [
             running=("r1",),
             num_free_blocks=9,
             resident=("a",),
+            loading=("b",),
+            host=("c",),
+            is_draining=True,
         ),
     ),
     (messages.WorkerLeft(worker_id="w1"), WorkerGone(worker_id="w1", reason="it has stopped")),
@@ -89,6 +115,7 @@ NOT_FOR_US = [
     messages.TokensGenerated(worker_id="w1", outputs=()),
     messages.RequestFailed(request_id="r1", attempt=0, code=FailureCode.INTERNAL, message="broken"),
     messages.AdapterPrefetchRequested(adapter_id="a"),
+    messages.WorkerDrainRequested(),
 ]
 
 
@@ -103,14 +130,29 @@ def test_a_message_for_somebody_else_becomes_no_event(message: Message) -> None:
 
 
 def test_every_message_is_in_one_of_the_two_tables() -> None:
-    tested = [type(message) for message, _ in EVENTS] + [type(message) for message in NOT_FOR_US]
-    assert sorted(map(str, tested)) == sorted(map(str, get_args(Message)))
+    ours, others = {type(message) for message, _ in EVENTS}, {*map(type, NOT_FOR_US)}
+    assert not ours & others
+    assert ours | others == {*get_args(Message)}
 
 
 def test_every_residency_and_failure_has_its_counterpart() -> None:
     assert set(RESIDENCIES) == set(messages.Residency)
     assert set(RESIDENCIES.values()) == set(Residency)
     assert set(FAILURE_CODES) == set(Failure)
+
+
+def test_the_settings_are_all_knobs_and_have_the_same_defaults() -> None:
+    assert knobs_of(SchedulerSettings()) == PolicyKnobs()
+    changed = SchedulerSettings(charge_rule="shared", class_rule="elbow", gamma=1.5)
+    assert knobs_of(changed) == replace(
+        PolicyKnobs(), charge_rule=ChargeRule.SHARED, class_rule=ClassRule.ELBOW, gamma=1.5
+    )
+    names = PolicySettings.model_fields.keys() - {"policy"}
+    assert names == {field.name for field in fields(PolicyKnobs)}
+
+
+def test_every_policy_can_be_chosen() -> None:
+    assert get_args(PolicySettings.model_fields["policy"].annotation) == tuple(ADMISSIONS)
 
 
 def test_an_adapter_comes_back_from_its_record_unchanged() -> None:
@@ -154,12 +196,15 @@ def test_a_worker_record_shows_the_report() -> None:
         num_free_blocks=9,
         resident=("a",),
         loading=("b",),
+        host=("c",),
+        is_draining=True,
         is_new=True,
     )
     record = worker_record_of(command)
     assert record.capacity == reported().capacity
     assert (record.num_running, record.num_free_blocks) == (3, 9)
-    assert (record.resident, record.loading) == (("a",), ("b",))
+    assert (record.resident, record.loading, record.host) == (("a",), ("b",), ("c",))
+    assert record.draining
 
 
 def test_reports_get_through_however_many_requests_are_unfinished() -> None:

@@ -73,6 +73,19 @@ def actors(stage: Stage) -> list[Actor]:
     return [Actor("first", stage), Actor("second", stage)]
 
 
+async def test_a_service_that_ends_by_itself_stops_the_others(stage: Stage) -> None:
+    class Drained(Actor):
+        async def run(self, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
+            ready.set()
+
+    first = Actor("first", stage)
+    first.may_be_ready.set()
+    ready, stop = asyncio.Event(), asyncio.Event()
+    async with asyncio.timeout(10):
+        await run_services([first, Drained("second", stage)], ready=ready, stop=stop)
+    assert stage.events == ["first stops", "first stopped"]
+
+
 async def test_ready_is_when_every_service_is(actors: list[Actor]) -> None:
     ready, stop = asyncio.Event(), asyncio.Event()
     async with asyncio.TaskGroup() as tasks:

@@ -12,13 +12,15 @@ from anole_shared.messages import (
     RequestFailed,
     Residency,
     SequenceFinished,
+    SequenceReturned,
     TokensGenerated,
 )
 from anole_shared.telemetry import SpanName
 from anole_worker.core.residency import Residency as Held
 from anole_worker.core.step import Sampling
+from tests.traffic import until
 from tests.unit.worker.engines import make_engine, make_sequence
-from tests.unit.worker.loops import KnownFiles, bench, resident
+from tests.unit.worker.loops import WORKER, KnownFiles, bench, resident
 
 
 async def test_tokens_go_to_the_gateway_and_the_end_to_the_scheduler() -> None:
@@ -242,3 +244,23 @@ async def test_the_spans_of_a_cold_sequence_tell_wait_load_prefill_and_decode() 
         if name != SpanName.SEQUENCE:
             assert span.parent is not None
             assert span.parent.span_id == root.span_id
+
+
+async def test_what_has_not_begun_is_given_back_and_the_rest_ends_here() -> None:
+    engine = make_engine(max_num_seqs=1)
+    async with bench(engine) as b:
+        b.device.may_step.clear()
+        await b.loop.admit(make_sequence("runs"), {})
+        await until(lambda: engine.num_running == 1)
+        grammar = Sampling(temperature=0, grammar="right")
+        await b.loop.admit(make_sequence("waits", sampling=grammar), {})
+        await b.loop.give_back()
+        await b.scheduler.until(bool)
+        assert b.scheduler.messages == [
+            SequenceReturned(worker_id=WORKER, request_id="waits", attempt=0)
+        ]
+        assert b.device.forgotten == ["waits"]
+        b.device.may_step.set()
+        await b.loop.idle()
+        await b.until_ended("runs")
+    assert b.endings() == {"runs": FinishReason.LENGTH}

@@ -15,6 +15,7 @@ from anole_scheduler.core.commands import (
 from anole_scheduler.core.events import (
     AdapterMoved,
     AdaptersFound,
+    Recalled,
     WorkerEvent,
     WorkerGone,
     WorkerSeen,
@@ -25,6 +26,7 @@ from anole_scheduler.core.reconcile import compare
 from anole_scheduler.core.registry import Registry
 from anole_scheduler.core.residency import Residency
 from anole_scheduler.core.worker import Worker
+from anole_shared.ids import AdapterId
 
 
 class Attendance:
@@ -50,11 +52,36 @@ class Attendance:
             case AdaptersFound() if worker is not None:
                 self._learn(worker, event.adapters)
             case AdapterMoved() if worker is not None:
+                has_gone = event.residency in {Residency.ABSENT, Residency.HOST}
+                self._cluster.num_departures += has_gone
                 worker.observe(event.adapter_id, event.residency, now)
             case WorkerGone() if worker is not None:
                 self._lose(worker, event.reason, now)
             case _:
                 pass  # of a worker that is gone, or was never let in
+
+    def recall(self, recalled: Recalled, now: float) -> None:
+        """Know the workers that an earlier scheduler knew, for as long as a silent one is known.
+
+        So requests find a worker, and one that has the adapter, before the first report.
+        """
+        self._registry.recall(recalled.adapters)
+        for seen in recalled.workers:
+            if self._cluster.get(seen.worker_id) is not None:
+                continue
+            worker = self._join(seen, now)
+            if worker is not None:
+                self.note_draining(worker, is_draining=seen.is_draining)
+                worker.report_adapters(_reported(seen), now, self._limits.load_timeout_s)
+
+    def note_draining(self, worker: Worker, *, is_draining: bool) -> None:
+        """The worker will take nothing more, or takes requests (again)."""
+        if worker.is_draining == is_draining:
+            return
+        worker.is_draining = is_draining
+        self._cluster.version += 1
+        self._cluster.num_departures += 1
+        self._unreserve(worker)
 
     def drop_silent(self, now: float) -> None:
         """Give up the workers that have not reported for too long.
@@ -79,7 +106,9 @@ class Attendance:
         if worker is None:
             return
         worker.seen_s = now
-        worker.report_resident(event.resident, now, self._limits.load_timeout_s)
+        self.note_draining(worker, is_draining=event.is_draining)
+        if worker.report_adapters(_reported(event), now, self._limits.load_timeout_s):
+            self._cluster.num_departures += 1
         self._reconcile(event, worker, now)
         self._ledger.commands.append(
             RecordWorker(
@@ -90,6 +119,8 @@ class Attendance:
                 num_free_blocks=event.num_free_blocks,
                 resident=worker.adapters(Residency.RESIDENT),
                 loading=worker.adapters(Residency.LOADING),
+                host=worker.adapters(Residency.HOST),
+                is_draining=worker.is_draining,
                 is_new=is_new,
             )
         )
@@ -124,7 +155,7 @@ class Attendance:
             now=now,
         )
         for progress in findings.found:
-            ledger.adopt(progress, worker, now)
+            ledger.adopt(progress, worker)
         for progress in findings.lost:
             ledger.lose(progress, f"worker {worker.worker_id} does not have it")
         worker.report_foreign(findings.foreign, event.num_free_blocks, now)
@@ -134,12 +165,14 @@ class Attendance:
         ]
 
     def _learn(self, worker: Worker, folder: Iterable[Adapter]) -> None:
-        worker.folder = {adapter.adapter_id: adapter for adapter in folder}
-        learnt = self._registry.learn(worker.folder.values(), self._cluster.workers)
+        self._cluster.version += 1
+        found = {adapter.adapter_id: adapter for adapter in folder}
+        worker.folder = found
+        learnt = self._registry.learn(found.values(), self._cluster.workers)
         if worker.worker_id == min(known.worker_id for known in self._cluster.workers):
             # One worker's folder is recorded again whenever it tells of it, so that a store that
             # has lost its data gets it back; one worker's, to keep the writes few.
-            known = (self._registry.get(adapter_id) for adapter_id in worker.folder)
+            known = (self._registry.get(adapter_id) for adapter_id in found)
             learnt = [adapter for adapter in known if adapter is not None]
         self._ledger.commands += [RecordAdapter(adapter=adapter) for adapter in learnt]
         missing = self._registry.forget_missing(self._cluster.workers)
@@ -150,7 +183,23 @@ class Attendance:
 
     def _lose(self, worker: Worker, reason: str, now: float) -> None:
         self._cluster.leave(worker, now)
+        self._unreserve(worker)
         self._ledger.commands.append(ForgetWorker(worker_id=worker.worker_id, reason=reason))
         for request_id in worker.admitted():
             progress = self._ledger.requests[request_id]
             self._ledger.lose(progress, f"worker {worker.worker_id} was lost: {reason}")
+        self._ledger.queue.worker_left(worker.worker_id)
+
+    def _unreserve(self, worker: Worker) -> None:
+        if worker.reserved_for is not None:
+            self._ledger.requests[worker.reserved_for].reserved_at = None
+            worker.reserved_for = None
+
+
+def _reported(event: WorkerSeen) -> dict[AdapterId, Residency]:
+    """Where the worker has each adapter; the nearest place, where it names several."""
+    return {
+        **dict.fromkeys(event.host, Residency.HOST),
+        **dict.fromkeys(event.loading, Residency.LOADING),
+        **dict.fromkeys(event.resident, Residency.RESIDENT),
+    }

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from anole_scheduler.core.adapter import Adapter
-from anole_scheduler.core.worker import Capacity, Worker
+from anole_scheduler.core.memory import Capacity
+from anole_scheduler.core.worker import Worker
 from anole_shared.ids import RequestId, WorkerId
 
 
@@ -15,6 +16,10 @@ class Cluster:
         """In order of id."""
         self.empty_since_s = float("-inf")
         """When the last worker left; means something only while there is none."""
+        self.version = 0
+        """Changes with the workers and with what is in their folders."""
+        self.num_departures = 0
+        """How often an adapter, or a worker with its adapters, has gone or is going to."""
         self._by_id: dict[WorkerId, Worker] = {}
         self._refused: dict[WorkerId, float] = {}
         self._folders: dict[WorkerId, tuple[float, Sequence[Adapter]]] = {}
@@ -24,8 +29,9 @@ class Cluster:
 
     def objection(self, model: str, capacity: Capacity) -> str | None:
         """Why a worker like that cannot join, if so."""
-        if min(capacity.max_num_seqs, capacity.num_blocks, capacity.block_size) < 1:
-            return f"it can hold nothing ({capacity}): give it more ANOLE_WORKER_KV_CACHE_BYTES"
+        sizes = (capacity.max_num_seqs, capacity.block_size, capacity.block_bytes)
+        if min(sizes) < 1 or capacity.num_blocks < 1:
+            return f"it can hold nothing ({capacity}): give it more ANOLE_WORKER_MEMORY_BYTES"
         if not self.workers or self.workers[0].model == model:
             return None
         return (
@@ -50,11 +56,13 @@ class Cluster:
     def leave(self, worker: Worker, now: float) -> None:
         """Remove a worker and all that was believed of it."""
         del self._by_id[worker.worker_id]
+        self.num_departures += 1
         self._sort()
         if not self.workers:
             self.empty_since_s = now
 
     def _sort(self) -> None:
+        self.version += 1
         self.workers = tuple(worker for _, worker in sorted(self._by_id.items()))
 
     def keep_folder(self, worker_id: WorkerId, folder: Sequence[Adapter], now: float) -> None:

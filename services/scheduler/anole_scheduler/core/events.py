@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anole_scheduler.core.adapter import Adapter
+from anole_scheduler.core.memory import Capacity
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.residency import Residency
-from anole_scheduler.core.worker import Capacity
 from anole_shared.ids import AdapterId, RequestId, WorkerId
 
 
@@ -34,6 +34,19 @@ class SequenceEnded:
     worker_id: WorkerId
     request_id: RequestId
     attempt: int
+    num_output_tokens: int
+    """Of this attempt."""
+    was_finished: bool = True
+    """Whether it ran to its end; not if it was aborted, or the worker could not run it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceReturned:
+    """A worker that drains has not begun a request and gives it back."""
+
+    worker_id: WorkerId
+    request_id: RequestId
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +59,13 @@ class WorkerSeen:
     running: Sequence[RequestId]
     """Everything that it was given and has not ended, those that started first."""
     num_free_blocks: int
+    """All blocks of its memory less those that sequences own, whatever adapters take."""
     resident: Sequence[AdapterId]
+    loading: Sequence[AdapterId] = ()
+    host: Sequence[AdapterId] = ()
+    """Adapters in its host's memory alone."""
+    is_draining: bool = False
+    """It finishes what it has and takes nothing more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +94,21 @@ class AdapterMoved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recalled:
+    """This scheduler begins, and an earlier one has left this.
+
+    What the workers ran and had free is not part of it: they say so themselves, soon.
+    """
+
+    adapters: Sequence[Adapter]
+    workers: Sequence[WorkerSeen]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     """Time has passed; comes several times a second."""
 
 
-RequestEvent = RequestArrived | RequestCancelled | SequenceEnded
+RequestEvent = RequestArrived | RequestCancelled | SequenceEnded | SequenceReturned
 WorkerEvent = WorkerSeen | WorkerGone | AdaptersFound | AdapterMoved
-Event = RequestEvent | WorkerEvent | Tick
+Event = RequestEvent | WorkerEvent | Recalled | Tick

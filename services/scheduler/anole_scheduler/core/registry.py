@@ -31,6 +31,11 @@ class Registry:
             changed.append(adapter)
         return changed
 
+    def recall(self, adapters: Iterable[Adapter]) -> None:
+        """Take over what an earlier scheduler knew; what was heard since is newer."""
+        for adapter in adapters:
+            self._adapters.setdefault(adapter.adapter_id, adapter)
+
     def forget_missing(self, workers: Sequence[Worker]) -> list[AdapterId]:
         """Drop and return the adapters that nobody has, once every worker has said what it has."""
         found: set[AdapterId] = set()

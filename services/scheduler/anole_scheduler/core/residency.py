@@ -10,17 +10,21 @@ class Residency(Enum):
     """What is believed of one adapter on one worker."""
 
     ABSENT = auto()
+    HOST = auto()
+    """In the worker's host's memory: quicker to load than from disk."""
     LOADING = auto()
     """The worker loads it, or was just given a reason to."""
     RESIDENT = auto()
 
 
 TRANSITIONS: dict[Residency, frozenset[Residency]] = {
-    Residency.ABSENT: frozenset({Residency.LOADING, Residency.RESIDENT}),
-    Residency.LOADING: frozenset({Residency.RESIDENT, Residency.ABSENT}),
-    Residency.RESIDENT: frozenset({Residency.ABSENT}),
+    Residency.ABSENT: frozenset({Residency.HOST, Residency.LOADING, Residency.RESIDENT}),
+    Residency.HOST: frozenset({Residency.LOADING, Residency.RESIDENT, Residency.ABSENT}),
+    Residency.LOADING: frozenset({Residency.RESIDENT, Residency.HOST, Residency.ABSENT}),
+    Residency.RESIDENT: frozenset({Residency.HOST, Residency.ABSENT}),
 }
-"""Every legal change. ABSENT becomes RESIDENT where a report is the first that tells of it."""
+"""Every legal change. ABSENT becomes RESIDENT where a report is the first that tells of it, HOST
+where the host's copy was made without this worker's device."""
 
 
 @dataclass(slots=True, kw_only=True)
