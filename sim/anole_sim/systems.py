@@ -1,0 +1,94 @@
+"""Whole systems by name: a policy of the scheduler, and an engine that goes with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from anole_sim.options import EngineOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """What is compared."""
+
+    name: str
+    what: str
+    policy: str = "fcfs"
+    """Of the scheduler."""
+    knobs: Mapping[str, object] | None = None
+    """What of that policy is not as it ships."""
+    engine: EngineOptions
+    eviction: str = "lru"
+    admission: str = "peak"
+    """The worker's own: peak (S-LoRA's estimate), or fits (Anole's: what is needed now)."""
+    knows_lengths: bool = False
+    """Its worker admits by the true output lengths, as S-LoRA's benchmark lets it (each request
+    is told to make exactly so many tokens); else by the predictor's."""
+    is_forwarding: bool = False
+    """The scheduler passes everything on at once; the worker's own line is the queue."""
+    admit_ahead: int = 0
+    max_prefetch: int = 0
+    predictor: str = "perfect"
+    pace: str = "fixed"
+    """How prompts are cut where the engine cuts them: fixed, or bounded by both latencies."""
+
+
+_SLORA = System(
+    name="slora",
+    what="S-LoRA as released: first come, admission every 10 steps, adapters dropped after use",
+    engine=EngineOptions(admit_every=10, keeps_adapters=False, looks_ahead=True),
+    knows_lengths=True,
+    is_forwarding=True,
+)
+
+
+def _cached(name: str, eviction: str, admit_every: int) -> System:
+    return replace(
+        _SLORA,
+        name=name,
+        what=f"first come, and a cache in idle memory ({eviction}), admission every "
+        + ("step" if admit_every == 1 else f"{admit_every} steps"),
+        engine=replace(_SLORA.engine, keeps_adapters=True, admit_every=admit_every),
+        eviction=eviction,
+    )
+
+
+_SYSTEMS = (
+    _SLORA,
+    replace(
+        _SLORA,
+        name="slora-1",
+        what="S-LoRA, but admission at every step",
+        engine=replace(_SLORA.engine, admit_every=1),
+    ),
+    *(
+        _cached(f"{eviction}-{every}", eviction, every)
+        for eviction in ("lru", "fairshare", "gdsf", "chameleon")
+        for every in (10, 1)
+    ),
+)
+_SYSTEMS += (
+    replace(
+        _SLORA,
+        name="async-1",
+        what="S-LoRA's engine with loads beside its steps, admission at every step, GDSF cache",
+        engine=EngineOptions(is_blocking=False),
+        eviction="gdsf",
+    ),
+    replace(
+        _SLORA,
+        name="chunked-1",
+        what="the same, with prompt chunks of 2048 tokens beside decodes",
+        engine=EngineOptions(is_blocking=False, is_chunked=True),
+        eviction="gdsf",
+    ),
+    replace(
+        _SLORA,
+        name="bounded-1",
+        what="the same, with the worker's step budget",
+        engine=EngineOptions(is_blocking=False, is_chunked=True),
+        eviction="gdsf",
+        pace="bounded",
+    ),
+)
+SYSTEMS = {system.name: system for system in _SYSTEMS}
+"""By name. NAME-10 and NAME-1 differ in how many decode steps lie between admissions."""
