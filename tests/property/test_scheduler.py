@@ -38,11 +38,11 @@ from anole_scheduler.core.events import (
     Tick,
     WorkerGone,
 )
-from anole_scheduler.core.policies.standard import standard
+from anole_scheduler.core.memory import Capacity
+from anole_scheduler.core.policies.standard import policies
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.residency import Residency
 from anole_scheduler.core.scheduler import Scheduler
-from anole_scheduler.core.worker import Capacity
 from tests.unit.scheduler.fake_worker import FakeWorker
 from tests.unit.scheduler.playbook import LIMITS, adapter, request
 
@@ -74,10 +74,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.start_scheduler()
 
     def start_scheduler(self) -> None:
-        self.scheduler = Scheduler(self.limits, standard(), ADAPTERS)
+        self.scheduler = Scheduler(self.limits, policies("fcfs"), ADAPTERS)
         self.started_s = self.now
         self.known: set[Attempt] = set()
-        self.waiting: dict[Attempt, tuple[float, str]] = {}
+        self.waiting: set[Attempt] = set()
         self.acknowledged.clear()
 
     # The broker.
@@ -98,7 +98,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.undelivered.discard(key)
             if key not in self.known:
                 self.known.add(key)
-                self.waiting[key] = (self.now, request.request_id)
+                self.waiting.add(key)
         self.hear(event)
 
     def deliver_all(self) -> None:
@@ -117,7 +117,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             case Admit():
                 self.admit(command)
             case Adopt(request=request):
-                del self.waiting[request.request_id, request.attempt]
+                self.waiting.remove((request.request_id, request.attempt))
             case AbortSequence():
                 self.abort(command)
             case Fail():
@@ -127,7 +127,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert key in self.unacknowledged, "acknowledged twice"
                 assert key not in self.undelivered, "acknowledged before it came"
                 self.acknowledged[key] = self.unacknowledged.pop(key)
-                self.waiting.pop(key, None)
+                self.waiting.discard(key)
             case Prefetch():
                 worker = self.workers.get(command.worker_id)
                 if worker is not None:
@@ -140,8 +140,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         key = (request.request_id, request.attempt)
         assert key in self.unacknowledged
         assert key not in self.answered, "run again after its end"
-        turn = self.waiting.pop(key)
-        assert all(turn < other for other in self.waiting.values()), "passed one that came before"
+        self.waiting.remove(key)
+        turn = self.turn(request.request_id)
+        known = self.scheduler._ledger.requests
+        waiting = (self.turn(name) for name, _ in self.waiting if name in known)
+        assert all(turn < other for other in waiting), "passed one that came before"
         for other in self.workers.values():
             holds = other.sequences.get(request.request_id)
             assert holds is None or holds.attempt != request.attempt, "run twice at once"
@@ -153,13 +156,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             worker.loses_next = False
             return
         assert request.request_id not in worker.sequences, "the worker would take it for a copy"
-        assert request.max_len <= worker.capacity.longest
+        assert request.max_len <= worker.longest(request)
         worker.sequences[request.request_id] = request
         assert len(worker.sequences) <= worker.capacity.max_num_seqs + self.limits.admit_ahead
         assert len(worker.sequences) - len(worker.started()) <= self.limits.admit_ahead
         if request.adapter_id is not None and request.adapter_id not in worker.resident:
             worker.resident.add(request.adapter_id)
             self.queue.append(worker.moved(request.adapter_id, Residency.RESIDENT))
+
+    def turn(self, request_id: str) -> tuple[float, str]:
+        """A later attempt keeps the place of the first."""
+        return self.scheduler._ledger.requests[request_id].first_arrived_s, request_id
 
     def abort(self, command: AbortSequence) -> None:
         """The worker ends it some time later: a step may be running with it."""
@@ -179,6 +186,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 worker_id=worker.name,
                 request_id=sequence.request_id,
                 attempt=sequence.attempt,
+                num_output_tokens=sequence.max_tokens,
             )
         )
 
@@ -235,7 +243,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def lose_acknowledgement(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(sorted(self.acknowledged)))
         request = self.unacknowledged[key] = self.acknowledged.pop(key)
-        waited_before = dict(self.waiting)
+        waited_before = set(self.waiting)
         self.hear(RequestArrived(request=request, redelivered=True))
         assert key not in self.unacknowledged, "an ended request was taken up again"
         assert self.waiting == waited_before
@@ -252,11 +260,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             name=f"w{self.num_workers}",
             capacity=Capacity(
                 max_num_seqs=max_num_seqs,
-                num_blocks=num_blocks,
                 block_size=16,
+                block_bytes=10,
+                memory_bytes=10 * num_blocks,
                 max_model_len=280,
-                adapter_bytes=1000,
             ),
+            adapter_bytes={known.adapter_id: known.size_bytes for known in ADAPTERS},
         )
         self.workers[worker.name] = worker
         if tells_folder:

@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 """How often a request is submitted before its losses of workers are the client's to know. What is
-submitted again only because of a gap does not count; the request's time limit bounds that."""
+submitted again because of a gap, or because the scheduler wanted its room, does not count; the
+request's time limit bounds that."""
 
 _FAILURE_GRACE_S = 2.0
 """How long to wait for the reason after a worker said that it failed."""
@@ -239,6 +240,8 @@ class Generation:
 
     async def _recover(self, failure: RequestFailed) -> str:
         """Go on elsewhere, if that can help."""
+        if failure.code is FailureCode.SQUASHED:
+            return await self._resubmit()
         self._num_losses += 1
         if failure.code is not FailureCode.WORKER_LOST or self._num_losses >= MAX_ATTEMPTS:
             raise error_of(failure, retry_after_s=self._means.retry_after_s)

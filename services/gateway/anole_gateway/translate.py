@@ -33,6 +33,7 @@ _ERRORS: Mapping[FailureCode, type[ApiError]] = {
     FailureCode.UNKNOWN_ADAPTER: ModelNotFound,
     FailureCode.ADAPTER_FAILED: AdapterFailed,
     FailureCode.WORKER_LOST: WorkerLost,
+    FailureCode.SQUASHED: WorkerLost,
     FailureCode.INTERNAL: InternalFailure,
 }
 

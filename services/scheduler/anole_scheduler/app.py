@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 
 from anole_scheduler.core.events import Tick
-from anole_scheduler.core.policies.standard import standard
+from anole_scheduler.core.policies.standard import policies
 from anole_scheduler.core.scheduler import Scheduler
 from anole_scheduler.courier import Courier
 from anole_scheduler.custody import Custody
@@ -53,7 +53,7 @@ class SchedulerService:
         adapters = await mirror.load(stop)
         custody = Custody(self._telemetry.tracer)
         desk = Desk(
-            scheduler=Scheduler(limits_of(self._settings), standard(), adapters),
+            scheduler=Scheduler(limits_of(self._settings), policies("fcfs"), adapters),
             custody=custody,
             courier=Courier(self._resources.bus, custody, stop),
             mirror=mirror,

@@ -47,6 +47,14 @@ class SchedulerSettings(Settings):
         description="Waiting requests, from the head, whose adapters are loaded early. More would "
         "push out adapters that are needed sooner.",
     )
+    max_loads: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="Adapters that are on their way to one worker before more are asked for "
+        "early. A worker loads them one after the other: what is asked for last is had last, and "
+        "by then another may be more urgent.",
+    )
     no_worker_timeout_s: float = Field(
         default=30.0,
         ge=0,

@@ -15,9 +15,9 @@ from anole_scheduler.core.events import (
     WorkerSeen,
 )
 from anole_scheduler.core.limits import Limits
+from anole_scheduler.core.memory import Capacity
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.residency import Residency
-from anole_scheduler.core.worker import Capacity
 from anole_scheduler.settings import SchedulerSettings
 from anole_shared import messages
 from anole_shared.messages import Message
@@ -38,7 +38,10 @@ FAILURE_CODES: dict[Failure, messages.FailureCode] = {
     Failure.UNKNOWN_ADAPTER: messages.FailureCode.UNKNOWN_ADAPTER,
     Failure.ADAPTER_TOO_LARGE: messages.FailureCode.ADAPTER_FAILED,
     Failure.WORKER_LOST: messages.FailureCode.WORKER_LOST,
+    Failure.SQUASHED: messages.FailureCode.SQUASHED,
 }
+
+_FINISHED = frozenset({messages.FinishReason.STOP, messages.FinishReason.LENGTH})
 
 
 def limits_of(settings: SchedulerSettings) -> Limits:
@@ -48,6 +51,7 @@ def limits_of(settings: SchedulerSettings) -> Limits:
         max_unfinished=settings.max_unfinished,
         admit_ahead=settings.admit_ahead,
         max_prefetch=settings.max_prefetch,
+        max_loads=settings.max_loads,
         no_worker_timeout_s=settings.no_worker_timeout_s,
         worker_timeout_s=settings.worker_timeout_s,
         lost_after_s=settings.lost_after_s,
@@ -75,6 +79,8 @@ def event_of(message: Message, *, redelivered: bool) -> Event | None:
                 worker_id=message.worker_id,
                 request_id=message.request_id,
                 attempt=message.attempt,
+                num_output_tokens=message.num_output_tokens,
+                was_finished=message.finish_reason in _FINISHED,
             )
         case (
             messages.WorkerReported()
@@ -139,10 +145,10 @@ def _request_of(message: messages.RequestSubmitted) -> Request:
 def _capacity_of(capacity: messages.WorkerCapacity) -> Capacity:
     return Capacity(
         max_num_seqs=capacity.max_num_seqs,
-        num_blocks=capacity.num_blocks,
         block_size=capacity.block_size,
+        block_bytes=capacity.block_bytes,
+        memory_bytes=capacity.memory_bytes,
         max_model_len=capacity.max_model_len,
-        adapter_bytes=capacity.adapter_bytes,
     )
 
 
@@ -178,10 +184,10 @@ def worker_record_of(command: RecordWorker) -> messages.WorkerRecord:
         model=command.model,
         capacity=messages.WorkerCapacity(
             max_num_seqs=capacity.max_num_seqs,
-            num_blocks=capacity.num_blocks,
             block_size=capacity.block_size,
+            block_bytes=capacity.block_bytes,
+            memory_bytes=capacity.memory_bytes,
             max_model_len=capacity.max_model_len,
-            adapter_bytes=capacity.adapter_bytes,
         ),
         num_running=command.num_running,
         num_free_blocks=command.num_free_blocks,

@@ -181,13 +181,13 @@ class WorkerService:
         return Engine(limits, memory, frozenset(self._shape.eos_token_ids), predictor)
 
     def _capacity(self, engine: Engine) -> WorkerCapacity:
-        num_blocks, block_size = engine.memory.blocks.num_blocks, engine.limits.block_size
+        memory, block_size = engine.memory, engine.limits.block_size
         return WorkerCapacity(
             max_num_seqs=engine.limits.max_num_seqs,
-            num_blocks=num_blocks,
             block_size=block_size,
-            max_model_len=min(self._shape.max_model_len, num_blocks * block_size),
-            adapter_bytes=engine.memory.budget_bytes,
+            block_bytes=memory.block_bytes,
+            memory_bytes=memory.budget_bytes,
+            max_model_len=min(self._shape.max_model_len, memory.blocks.num_blocks * block_size),
         )
 
 

@@ -33,6 +33,8 @@ class FailureCode(StrEnum):
     UNKNOWN_ADAPTER = "model_not_found"
     ADAPTER_FAILED = "adapter_failed"
     WORKER_LOST = "worker_lost"
+    SQUASHED = "squashed"
+    """The scheduler stopped it so that another can run: send it again."""
     INTERNAL = "internal_error"
 
 

@@ -12,14 +12,18 @@ class WorkerCapacity:
 
     max_num_seqs: int
     """Sequences in one step."""
-    num_blocks: int
-    """KV blocks in its pool."""
     block_size: int
-    """Tokens per block."""
+    """Tokens per KV block."""
+    block_bytes: int
+    memory_bytes: int
+    """For KV blocks and adapters together."""
     max_model_len: int
     """Tokens of the longest sequence, prompt and output together."""
-    adapter_bytes: int
-    """Memory that adapters may take."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks if there were no adapter."""
+        return self.memory_bytes // self.block_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

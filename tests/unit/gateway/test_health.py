@@ -25,7 +25,7 @@ WORKER = WorkerRecord(
     worker_id=WorkerId("w0"),
     model="tiny",
     capacity=WorkerCapacity(
-        max_num_seqs=8, num_blocks=100, block_size=16, max_model_len=256, adapter_bytes=1024
+        max_num_seqs=8, block_size=16, block_bytes=10, memory_bytes=1000, max_model_len=256
     ),
     num_running=3,
     num_free_blocks=70,

@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field
 
 from anole_scheduler.core.events import AdapterMoved, WorkerSeen
+from anole_scheduler.core.memory import Budget, Capacity, Charge
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.residency import Residency
-from anole_scheduler.core.worker import Capacity
 from anole_shared.units import div_ceil
 
 
 @dataclass
 class FakeWorker:
-    """Runs sequences in the order in which it got them, as many as its seats and blocks allow."""
+    """Runs sequences in the order in which it got them, as many as seats and memory allow."""
 
     name: str
     capacity: Capacity
@@ -20,22 +20,34 @@ class FakeWorker:
     aborting: set[str] = field(default_factory=set)
     is_muted: bool = False
     loses_next: bool = False
+    adapter_bytes: dict[str, int] = field(default_factory=dict)
 
     def started(self) -> list[Request]:
-        started: list[Request] = []
-        free = self.capacity.num_blocks
+        return [sequence for sequence, _ in self._started()]
+
+    def _started(self) -> list[tuple[Request, Charge]]:
+        started: list[tuple[Request, Charge]] = []
+        budget = Budget(self.capacity.block_bytes)
         for sequence in self.sequences.values():
-            free -= div_ceil(sequence.max_len, self.capacity.block_size)
-            if free < 0 or len(started) == self.capacity.max_num_seqs:
+            charge = self._charge(sequence)
+            too_much = budget.used_bytes + budget.needed(charge) > self.capacity.memory_bytes
+            if too_much or len(started) == self.capacity.max_num_seqs:
                 break
-            started.append(sequence)
+            budget.take(charge)
+            started.append((sequence, charge))
         return started
 
+    def longest(self, sequence: Request) -> int:
+        return self.capacity.longest(self._charge(sequence).adapter_bytes)
+
+    def _charge(self, sequence: Request) -> Charge:
+        adapter_bytes = self.adapter_bytes.get(sequence.adapter_id or "", 0)
+        num_blocks = div_ceil(sequence.max_len, self.capacity.block_size)
+        return Charge(num_blocks, sequence.adapter_id, adapter_bytes)
+
     def num_free_blocks(self) -> int:
-        size = self.capacity.block_size
-        return self.capacity.num_blocks - sum(
-            div_ceil(sequence.max_len, size) for sequence in self.started()
-        )
+        owned = sum(charge.num_blocks for _, charge in self._started())
+        return self.capacity.num_blocks - owned
 
     def report(self) -> WorkerSeen:
         return WorkerSeen(

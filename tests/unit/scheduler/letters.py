@@ -33,7 +33,7 @@ def reported(worker_id: str = "w1", **fields: Any) -> WorkerReported:
         "worker_id": WorkerId(worker_id),
         "model": "tiny",
         "capacity": WorkerCapacity(
-            max_num_seqs=2, num_blocks=100, block_size=16, max_model_len=1024, adapter_bytes=1000
+            max_num_seqs=2, block_size=16, block_bytes=10, memory_bytes=1000, max_model_len=1024
         ),
         "running": (),
         "num_free_blocks": 100,

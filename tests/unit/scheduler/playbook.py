@@ -1,5 +1,6 @@
 """Makers of core values, and a scheduler that is told events and checked after each."""
 
+import dataclasses
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +18,13 @@ from anole_scheduler.core.events import (
     WorkerSeen,
 )
 from anole_scheduler.core.limits import Limits
-from anole_scheduler.core.policies.standard import standard
-from anole_scheduler.core.request import Request
+from anole_scheduler.core.memory import Capacity
+from anole_scheduler.core.policies.knobs import PolicyKnobs
+from anole_scheduler.core.policies.standard import policies
+from anole_scheduler.core.predictor import Predictor
+from anole_scheduler.core.request import Progress, Request
 from anole_scheduler.core.residency import Residency
 from anole_scheduler.core.scheduler import Scheduler
-from anole_scheduler.core.worker import Capacity
 from anole_shared.ids import AdapterId, GatewayId, RequestId, WorkerId
 
 LIMITS = Limits(
@@ -29,6 +32,7 @@ LIMITS = Limits(
     max_unfinished=32,
     admit_ahead=1,
     max_prefetch=2,
+    max_loads=4,
     no_worker_timeout_s=30,
     worker_timeout_s=10,
     lost_after_s=10,
@@ -39,7 +43,7 @@ LIMITS = Limits(
 )
 
 CAPACITY = Capacity(
-    max_num_seqs=2, num_blocks=100, block_size=16, max_model_len=1024, adapter_bytes=1000
+    max_num_seqs=2, block_size=16, block_bytes=10, memory_bytes=1000, max_model_len=1024
 )
 
 
@@ -53,6 +57,17 @@ def request(request_id: str = "r1", **fields: Any) -> Request:
         "max_tokens": 16,
     }
     return Request(**(values | fields))
+
+
+def waiting(request_id: str = "r1", **fields: Any) -> Progress:
+    """A request that waits, with its fields and those of its progress."""
+    progress: dict[str, Any] = {"arrived_s": 0.0, "redelivered": False}
+    names = {field.name for field in dataclasses.fields(Progress)}
+    progress |= {name: fields.pop(name) for name in list(fields) if name in names}
+    asked = request(request_id, **fields)
+    progress.setdefault("first_arrived_s", progress["arrived_s"])
+    progress.setdefault("predicted_tokens", asked.max_tokens)
+    return Progress(request=asked, **progress)
 
 
 def adapter(adapter_id: str, **fields: Any) -> Adapter:
@@ -69,10 +84,19 @@ def adapter(adapter_id: str, **fields: Any) -> Adapter:
 class Playbook:
     """Tells a scheduler what happens, and says what it answers; invariants hold throughout."""
 
-    def __init__(self, *, adapters: tuple[Adapter, ...] = (), **limits: Any) -> None:
+    def __init__(
+        self,
+        *,
+        adapters: tuple[Adapter, ...] = (),
+        policy: str = "fcfs",
+        knobs: PolicyKnobs | None = None,
+        predictor: Predictor | None = None,
+        **limits: Any,
+    ) -> None:
         self.now = 1000.0
         self.limits = replace(LIMITS, **limits)
-        self.scheduler = Scheduler(self.limits, standard(), adapters)
+        chosen = policies(policy, knobs)
+        self.scheduler = Scheduler(self.limits, chosen, adapters, predictor=predictor)
 
     def hear(self, event: Event) -> list[Command]:
         """Everything that the event leads to."""
@@ -104,12 +128,16 @@ class Playbook:
     def cancel(self, request_id: str = "r1") -> list[Command]:
         return self.hear(RequestCancelled(request_id=RequestId(request_id), reason="gone"))
 
-    def end(self, request_id: str = "r1", *, worker: str = "w1", attempt: int = 0) -> list[Command]:
-        return self.hear(
-            SequenceEnded(
-                worker_id=WorkerId(worker), request_id=RequestId(request_id), attempt=attempt
-            )
+    def end(
+        self, request_id: str = "r1", *, worker: str = "w1", attempt: int = 0, **fields: Any
+    ) -> list[Command]:
+        ended = SequenceEnded(
+            worker_id=WorkerId(worker),
+            request_id=RequestId(request_id),
+            attempt=attempt,
+            **({"num_output_tokens": 16} | fields),
         )
+        return self.hear(ended)
 
     def seen(
         self, worker: str = "w1", *, running: tuple[str, ...] = (), **fields: Any

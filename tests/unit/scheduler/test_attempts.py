@@ -190,6 +190,9 @@ def prepared(state: RequestState) -> Playbook:
     if state is not RequestState.WAITING:
         play.seen("w1")
     play.arrive("r1", attempt=1)
+    if state is RequestState.SQUASHING:
+        progress = play.scheduler._ledger.requests[RequestId("r1")]
+        play.scheduler._dispatcher.squash(progress, "another needs its room")
     if state in {RequestState.ABORTING, RequestState.ABORTED}:
         play.cancel("r1")
     if state in {RequestState.FINISHED, RequestState.ABORTED}:
@@ -203,6 +206,7 @@ EVENTS: dict[str, Callable[[Playbook], list[Command]]] = {
     "later attempt": lambda play: play.arrive("r1", attempt=2),
     "cancelled": lambda play: play.cancel("r1"),
     "ended": lambda play: play.end("r1", attempt=1),
+    "stopped": lambda play: play.end("r1", attempt=1, was_finished=False),
     "older ended": lambda play: play.end("r1", attempt=0),
     "ended elsewhere": lambda play: play.end("r1", worker="w9", attempt=1),
     "reported": lambda play: play.later(5).seen("w1", running=("r1",)),
@@ -217,6 +221,7 @@ REACTIONS: dict[str, dict[str, list[str]]] = {
         "later attempt": ["Done"],
         "cancelled": ["Done"],
         "ended": ["Done"],
+        "stopped": ["Done"],
         "ended elsewhere": ["Done"],
         "reported": ["AbortSequence"],
         "not reported": ["Admit"],
@@ -226,6 +231,7 @@ REACTIONS: dict[str, dict[str, list[str]]] = {
         "later attempt": ["AbortSequence", "Done"],
         "cancelled": ["AbortSequence"],
         "ended": ["Done"],
+        "stopped": ["Done"],
         "not reported": ["Fail", "Done"],
         "worker gone": ["ForgetWorker", "Fail", "Done"],
     },
@@ -233,8 +239,17 @@ REACTIONS: dict[str, dict[str, list[str]]] = {
         "older attempt": ["Done"],
         "later attempt": ["Done"],
         "ended": ["Done"],
+        "stopped": ["Done"],
         "not reported": ["Done"],
         "worker gone": ["ForgetWorker", "Done"],
+    },
+    "SQUASHING": {
+        "older attempt": ["Done"],
+        "later attempt": ["Done"],
+        "ended": ["Done"],
+        "stopped": ["Fail", "Done"],
+        "not reported": ["Fail", "Done"],
+        "worker gone": ["ForgetWorker", "Fail", "Done"],
     },
 } | {
     state: {

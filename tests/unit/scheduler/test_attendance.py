@@ -164,7 +164,7 @@ def test_a_worker_started_again_with_other_settings_has_lost_its_requests() -> N
     play = Playbook()
     play.seen("w1")
     play.arrive("r1")
-    commands = play.seen("w1", capacity=replace(CAPACITY, num_blocks=50))
+    commands = play.seen("w1", capacity=replace(CAPACITY, memory_bytes=50))
     assert kinds(commands) == ["ForgetWorker", "Fail", "Done"]
     assert placed(play.arrive("r2")) == [("r2", "w1")]
 
@@ -191,7 +191,7 @@ def test_a_refused_worker_may_join_when_the_others_have_left() -> None:
     assert placed(play.seen("w2", model="large")) == [("r1", "w2")]
 
 
-@pytest.mark.parametrize("nothing", ["max_num_seqs", "num_blocks", "block_size"])
+@pytest.mark.parametrize("nothing", ["max_num_seqs", "memory_bytes", "block_bytes", "block_size"])
 def test_a_worker_that_can_hold_nothing_is_refused(nothing: str) -> None:
     play = Playbook()
     assert kinds(play.seen("w1", capacity=replace(CAPACITY, **{nothing: 0}))) == ["RefuseWorker"]

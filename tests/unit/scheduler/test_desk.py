@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from anole_scheduler.core.policies.standard import standard
+from anole_scheduler.core.policies.standard import policies
 from anole_scheduler.core.scheduler import Scheduler
 from anole_scheduler.courier import Courier
 from anole_scheduler.custody import Custody
@@ -28,7 +28,7 @@ class Stage:
         self.custody = Custody(Telemetry("scheduler").tracer)
         clock = HandClock()
         self.desk = Desk(
-            scheduler=Scheduler(LIMITS, standard()),
+            scheduler=Scheduler(LIMITS, policies("fcfs")),
             custody=self.custody,
             courier=Courier(self.bus, self.custody, asyncio.Event()),
             mirror=Mirror(MemoryStore(clock)),

@@ -2,9 +2,9 @@
 
 from anole_scheduler.core.placement import Placement
 from anole_scheduler.core.policies.best import Best
-from anole_scheduler.core.request import Request
+from anole_scheduler.core.request import Progress
 from anole_scheduler.core.worker import Worker
-from tests.unit.scheduler.playbook import CAPACITY, request
+from tests.unit.scheduler.playbook import CAPACITY, waiting
 
 WORKERS = [
     Worker(name, model="tiny", capacity=CAPACITY, admit_ahead=0, now=0.0)
@@ -16,7 +16,7 @@ class Only:
     def __init__(self, *names: str) -> None:
         self._names = names
 
-    def passes(self, request: Request, worker: Worker) -> bool:
+    def passes(self, progress: Progress, worker: Worker) -> bool:
         return worker.worker_id in self._names
 
 
@@ -24,13 +24,13 @@ class Prefer:
     def __init__(self, *names: str) -> None:
         self._names = names
 
-    def score(self, request: Request, worker: Worker) -> float:
+    def score(self, progress: Progress, worker: Worker) -> float:
         return float(worker.worker_id in self._names)
 
 
 def chosen(filters: tuple[Only, ...], scorers: tuple[Prefer, ...]) -> str | None:
     placement = Placement(filters=filters, scorers=scorers, picker=Best())
-    worker = placement.choose(request(), WORKERS)
+    worker = placement.choose(waiting(), WORKERS)
     return worker.worker_id if worker else None
 
 

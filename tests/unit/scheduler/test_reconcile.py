@@ -4,9 +4,9 @@ import pytest
 
 from anole_scheduler.core.ended import EndedRequests
 from anole_scheduler.core.reconcile import can_be_running, compare
-from anole_scheduler.core.request import Progress, RequestState
+from anole_scheduler.core.request import RequestState
 from anole_scheduler.core.worker import Worker
-from tests.unit.scheduler.playbook import CAPACITY, LIMITS, request
+from tests.unit.scheduler.playbook import CAPACITY, LIMITS, waiting
 
 
 @pytest.mark.parametrize("state", RequestState)
@@ -17,10 +17,8 @@ def test_only_a_redelivered_request_that_waits_can_be_running_already(
 ) -> None:
     ended = EndedRequests(8)
     if older_ended:
-        ended.add("r1", 0)
-    progress = Progress(
-        request=request("r1", attempt=1), arrived_s=0.0, redelivered=redelivered, state=state
-    )
+        ended.add_unknown("r1", 0)
+    progress = waiting("r1", attempt=1, redelivered=redelivered, state=state)
     expected = state is RequestState.WAITING and redelivered and not older_ended
     assert can_be_running(progress, ended) == expected
 
@@ -29,14 +27,12 @@ def test_a_report_is_sorted_into_what_is_found_lost_foreign_and_stray() -> None:
     worker = Worker("w1", model="tiny", capacity=CAPACITY, admit_ahead=4, now=0.0)
     requests = {}
     for name, admitted_s in (("kept", 0.0), ("lost", 0.0), ("on its way", 95.0)):
-        worker.admit(request(name))
-        requests[name] = Progress(
-            request=request(name), arrived_s=0.0, redelivered=False, admitted_s=admitted_s
-        )
-    requests["found"] = Progress(request=request("found"), arrived_s=0.0, redelivered=True)
+        requests[name] = waiting(name, admitted_s=admitted_s)
+        worker.admit(requests[name])
+    requests["found"] = waiting("found", redelivered=True)
     worker.foreign = {"old": 0.0, "recent": 90.0}
     ended = EndedRequests(8)
-    ended.add("given up", 0)
+    ended.add_unknown("given up", 0)
     findings = compare(
         worker,
         ["kept", "found", "old", "recent", "given up", "new"],

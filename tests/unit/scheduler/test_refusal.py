@@ -34,12 +34,20 @@ def test_a_worker_without_the_adapter_is_of_no_use_however_long_its_model() -> N
     assert "more than 100" in refusal.message
 
 
-def test_memory_for_the_adapter_must_be_where_the_length_fits() -> None:
-    workers = [worker("a", max_model_len=10), worker("a", adapter_bytes=499)]
+def test_the_adapter_must_leave_room_for_tokens() -> None:
+    workers = [worker("a", memory_bytes=509), worker("b")]
     refusal = refusal_of(request(adapter_id="a"), workers, Registry([]))
     assert refusal is not None
     assert refusal.failure is Failure.ADAPTER_TOO_LARGE
-    assert "499" in refusal.message
+    assert "509" in refusal.message
+
+
+def test_a_request_is_too_long_for_what_its_adapter_leaves() -> None:
+    workers = [worker("a", memory_bytes=520), worker("a", memory_bytes=499)]
+    refusal = refusal_of(request(adapter_id="a", max_tokens=17), workers, Registry([]))
+    assert refusal is not None
+    assert refusal.failure is Failure.TOO_LONG
+    assert "more than 32" in refusal.message
 
 
 def test_a_recorded_adapter_that_nobody_has_now_may_come_back() -> None:

@@ -4,11 +4,11 @@ import pytest
 
 from anole_scheduler.core.request import TRANSITIONS, Progress, RequestState
 from anole_scheduler.core.transition import InvalidTransition
-from tests.unit.scheduler.playbook import request
+from tests.unit.scheduler.playbook import request, waiting
 
 
 def progress_in(state: RequestState) -> Progress:
-    return Progress(request=request(), arrived_s=0.0, redelivered=False, state=state)
+    return waiting(state=state)
 
 
 @pytest.mark.parametrize("after", RequestState)

@@ -57,7 +57,13 @@ EVENTS = [
     ),
     (
         finished("r1", "w1", attempt=3),
-        SequenceEnded(worker_id="w1", request_id="r1", attempt=3),
+        SequenceEnded(worker_id="w1", request_id="r1", attempt=3, num_output_tokens=5),
+    ),
+    (
+        finished("r1", "w1", finish_reason=messages.FinishReason.ABORT),
+        SequenceEnded(
+            worker_id="w1", request_id="r1", attempt=0, num_output_tokens=5, was_finished=False
+        ),
     ),
     (
         reported("w1", running=("r1",), num_free_blocks=9, resident=("a",)),
@@ -103,8 +109,9 @@ def test_a_message_for_somebody_else_becomes_no_event(message: Message) -> None:
 
 
 def test_every_message_is_in_one_of_the_two_tables() -> None:
-    tested = [type(message) for message, _ in EVENTS] + [type(message) for message in NOT_FOR_US]
-    assert sorted(map(str, tested)) == sorted(map(str, get_args(Message)))
+    ours, others = {type(message) for message, _ in EVENTS}, {*map(type, NOT_FOR_US)}
+    assert not ours & others
+    assert ours | others == {*get_args(Message)}
 
 
 def test_every_residency_and_failure_has_its_counterpart() -> None:

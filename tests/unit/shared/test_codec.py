@@ -57,7 +57,7 @@ from anole_shared.messages import (
 REQUEST, WORKER, GATEWAY = RequestId("r1"), WorkerId("w1"), GatewayId("g1")
 ADAPTER, LEASE = AdapterId("schön/é"), LeaseId("l1")
 CAPACITY = WorkerCapacity(
-    max_num_seqs=8, num_blocks=100, block_size=16, max_model_len=2048, adapter_bytes=2**33
+    max_num_seqs=8, block_size=16, block_bytes=2**16, memory_bytes=2**33, max_model_len=2048
 )
 ADAPTER_RECORD = AdapterRecord(
     adapter_id=ADAPTER,

@@ -59,7 +59,7 @@ def make_inbox(outbox: Outbox, thread: ThreadPoolExecutor) -> Inbox:
         files_thread=thread,
     )
     capacity = WorkerCapacity(
-        max_num_seqs=4, num_blocks=16, block_size=4, max_model_len=64, adapter_bytes=20
+        max_num_seqs=4, block_size=4, block_bytes=2, memory_bytes=32, max_model_len=64
     )
     return Inbox(
         worker_id=WORKER,

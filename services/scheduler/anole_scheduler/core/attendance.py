@@ -124,7 +124,7 @@ class Attendance:
             now=now,
         )
         for progress in findings.found:
-            ledger.adopt(progress, worker, now)
+            ledger.adopt(progress, worker)
         for progress in findings.lost:
             ledger.lose(progress, f"worker {worker.worker_id} does not have it")
         worker.report_foreign(findings.foreign, event.num_free_blocks, now)
@@ -154,3 +154,4 @@ class Attendance:
         for request_id in worker.admitted():
             progress = self._ledger.requests[request_id]
             self._ledger.lose(progress, f"worker {worker.worker_id} was lost: {reason}")
+        self._ledger.queue.worker_left(worker.worker_id)

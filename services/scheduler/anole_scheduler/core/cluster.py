@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from anole_scheduler.core.adapter import Adapter
-from anole_scheduler.core.worker import Capacity, Worker
+from anole_scheduler.core.memory import Capacity
+from anole_scheduler.core.worker import Worker
 from anole_shared.ids import RequestId, WorkerId
 
 
@@ -24,8 +25,9 @@ class Cluster:
 
     def objection(self, model: str, capacity: Capacity) -> str | None:
         """Why a worker like that cannot join, if so."""
-        if min(capacity.max_num_seqs, capacity.num_blocks, capacity.block_size) < 1:
-            return f"it can hold nothing ({capacity}): give it more ANOLE_WORKER_KV_CACHE_BYTES"
+        sizes = (capacity.max_num_seqs, capacity.block_size, capacity.block_bytes)
+        if min(sizes) < 1 or capacity.num_blocks < 1:
+            return f"it can hold nothing ({capacity}): give it more ANOLE_WORKER_MEMORY_BYTES"
         if not self.workers or self.workers[0].model == model:
             return None
         return (

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from anole_scheduler.core.adapter import Adapter
+from anole_scheduler.core.memory import Capacity
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.residency import Residency
-from anole_scheduler.core.worker import Capacity
 from anole_shared.ids import AdapterId, RequestId, WorkerId
 
 
@@ -19,6 +19,8 @@ class Failure(Enum):
     UNKNOWN_ADAPTER = auto()
     ADAPTER_TOO_LARGE = auto()
     WORKER_LOST = auto()
+    SQUASHED = auto()
+    """It was stopped for another; its gateway sends it again behind the tokens it has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

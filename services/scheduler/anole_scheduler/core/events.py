@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anole_scheduler.core.adapter import Adapter
+from anole_scheduler.core.memory import Capacity
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.residency import Residency
-from anole_scheduler.core.worker import Capacity
 from anole_shared.ids import AdapterId, RequestId, WorkerId
 
 
@@ -34,6 +34,10 @@ class SequenceEnded:
     worker_id: WorkerId
     request_id: RequestId
     attempt: int
+    num_output_tokens: int
+    """Of this attempt."""
+    was_finished: bool = True
+    """Whether it ran to its end; not if it was aborted, or the worker could not run it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

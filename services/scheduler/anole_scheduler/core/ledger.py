@@ -1,9 +1,18 @@
 """Every attempt that has not ended: where it stands, and how it ends."""
 
 from anole_scheduler.core.cluster import Cluster
-from anole_scheduler.core.commands import AbortSequence, Admit, Adopt, Command, Done, Fail, Failure
+from anole_scheduler.core.commands import (
+    AbortSequence,
+    Admit,
+    Adopt,
+    Command,
+    Done,
+    Fail,
+    Failure,
+    Prefetch,
+)
 from anole_scheduler.core.ended import EndedRequests
-from anole_scheduler.core.queues import WaitingQueue
+from anole_scheduler.core.policy import Admission
 from anole_scheduler.core.refusal import Refusal
 from anole_scheduler.core.request import Progress, RequestState
 from anole_scheduler.core.worker import Worker
@@ -13,14 +22,21 @@ from anole_shared.ids import RequestId
 class Ledger:
     """Changes a request's state, its place and the commands that go with it, all at once."""
 
-    def __init__(self, queue: WaitingQueue, cluster: Cluster, ended: EndedRequests) -> None:
+    def __init__(self, queue: Admission, cluster: Cluster, ended: EndedRequests) -> None:
         self.queue = queue
         self.ended = ended
         self.requests: dict[RequestId, Progress] = {}
         """In order of arrival."""
         self.commands: list[Command] = []
         """What the event at hand has led to so far."""
+        self.now = 0.0
+        """When the event at hand has happened."""
         self._cluster = cluster
+
+    def begin(self, now: float) -> None:
+        """Turn to the next event."""
+        self.commands = []
+        self.now = now
 
     def worker_of(self, progress: Progress) -> Worker | None:
         """Where the request runs, None while it waits."""
@@ -31,29 +47,46 @@ class Ledger:
         assert progress.request.request_id not in self.requests
         self.requests[progress.request.request_id] = progress
 
-    def start(self, progress: Progress, worker: Worker, now: float) -> None:
+    def wait(self, progress: Progress) -> None:
+        """Let it wait for its turn."""
+        self.queue.push(progress, self.now)
+
+    def start(self, progress: Progress, worker: Worker) -> None:
         """Give a waiting request to a worker."""
         request, residency = progress.request, None
         if request.adapter_id is not None:
             residency = worker.residency(request.adapter_id)
-            worker.expect(request.adapter_id, now)
-        self._run_on(progress, worker, now)
+            worker.expect(request.adapter_id, self.now)
+        self._run_on(progress, worker)
         self.commands.append(
             Admit(worker_id=worker.worker_id, request=request, residency=residency)
         )
 
-    def adopt(self, progress: Progress, worker: Worker, now: float) -> None:
+    def adopt(self, progress: Progress, worker: Worker) -> None:
         """The worker runs the request already."""
         worker.forget_foreign(progress.request.request_id)
-        self._run_on(progress, worker, now)
+        self._run_on(progress, worker)
         self.commands.append(Adopt(worker_id=worker.worker_id, request=progress.request))
 
-    def _run_on(self, progress: Progress, worker: Worker, now: float) -> None:
+    def _run_on(self, progress: Progress, worker: Worker) -> None:
         self._leave_queue(progress)
-        worker.admit(progress.request)
+        worker.admit(progress)
         progress.move_to(RequestState.RUNNING)
         progress.worker_id = worker.worker_id
-        progress.admitted_s = now
+        progress.admitted_s = self.now
+        self.queue.running(progress, worker, self.now)
+
+    def prefetch(self, progress: Progress, worker: Worker) -> None:
+        """Have the adapter of a waiting request loaded early."""
+        request, adapter_id = progress.request, progress.request.adapter_id
+        assert adapter_id is not None, "the base model is there"
+        progress.is_prefetched = True
+        worker.expect(adapter_id, self.now)
+        self.commands.append(
+            Prefetch(
+                worker_id=worker.worker_id, adapter_id=adapter_id, request_id=request.request_id
+            )
+        )
 
     def cancel(self, progress: Progress, reason: str) -> None:
         """Nobody waits for it any more: it ends, once its worker has let go of it."""
@@ -63,23 +96,34 @@ class Ledger:
         if worker is None:
             self.end(progress, RequestState.ABORTED)
             return
+        was_told = progress.state is RequestState.SQUASHING
         progress.move_to(RequestState.ABORTING)
+        if not was_told:
+            self._abort(progress, worker, reason)
+
+    def squash(self, progress: Progress, reason: str) -> None:
+        """Have its worker stop it; when that has let go of it, its gateway sends it again."""
+        worker = self.worker_of(progress)
+        assert worker is not None, "only what runs can be squashed"
+        assert not progress.was_squashed, "squashed twice"
+        progress.move_to(RequestState.SQUASHING)
+        progress.was_squashed = True
+        self._abort(progress, worker, reason)
+
+    def _abort(self, progress: Progress, worker: Worker, reason: str) -> None:
+        request_id = progress.request.request_id
         self.commands.append(
-            AbortSequence(
-                worker_id=worker.worker_id,
-                request_id=progress.request.request_id,
-                reason=reason,
-            )
+            AbortSequence(worker_id=worker.worker_id, request_id=request_id, reason=reason)
         )
 
-    def supersede(self, progress: Progress, now: float) -> None:
+    def supersede(self, progress: Progress) -> None:
         """End an attempt at once because a later one is here."""
         worker = self.worker_of(progress)
         if worker is None:
             self.end(progress, RequestState.ABORTED)
             return
         self.cancel(progress, "its gateway has sent a later attempt")
-        worker.disown(progress.request, now)
+        worker.disown(progress.request, self.now)
         self.end(progress, RequestState.ABORTED)
 
     def fail(self, progress: Progress, refusal: Refusal) -> None:
@@ -107,16 +151,23 @@ class Ledger:
         request_id, attempt = progress.request.request_id, progress.request.attempt
         worker = self.worker_of(progress)
         if worker is not None and worker.has(request_id):
-            worker.release(request_id)
+            num_output_tokens = progress.num_output_tokens or 0
+            worker.release(request_id, progress.request.num_prompt_tokens + num_output_tokens)
         self._leave_queue(progress)
+        if progress.worker_id is not None:
+            self.queue.ended(progress, self.now)
         progress.move_to(state)
         del self.requests[request_id]
-        self.ended.add(request_id, attempt)
+        self.ended.add(progress)
         self.commands.append(Done(request_id=request_id, attempt=attempt))
 
     def _leave_queue(self, progress: Progress) -> None:
-        if progress.request.request_id in self.queue:
-            self.queue.remove(progress.request.request_id)
+        if progress.request.request_id not in self.queue:
+            return
+        self.queue.remove(progress)
+        worker = self._cluster.get(progress.reserved_at) if progress.reserved_at else None
+        if worker is not None and worker.reserved_for == progress.request.request_id:
+            worker.reserved_for = None
 
     def check_invariants(self) -> None:
         """Assert that every request either waits once or is at one worker."""
@@ -125,7 +176,7 @@ class Ledger:
         assert len(admitted) == len(set(admitted)), "a request is at two workers"
         for request_id, progress in self.requests.items():
             is_waiting = progress.state is RequestState.WAITING
-            is_running = progress.state in {RequestState.RUNNING, RequestState.ABORTING}
+            is_running = progress.is_at_worker
             worker = self.worker_of(progress)
             assert progress.request.request_id == request_id
             assert is_waiting or is_running, "an ended request is kept"

@@ -15,6 +15,8 @@ class Limits:
     """Requests given to a worker beyond those that it can start at once."""
     max_prefetch: int
     """Waiting requests, from the head, whose adapters are asked for early."""
+    max_loads: int
+    """Adapters that are on their way to one worker before more are asked for early."""
     no_worker_timeout_s: float
     worker_timeout_s: float
     """A worker that was silent for so long is gone."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from anole_scheduler.core.policy import Filter, Picker, Scorer
-from anole_scheduler.core.request import Request
+from anole_scheduler.core.policy import Filter, MayUse, Picker, Scorer
+from anole_scheduler.core.request import Progress
 from anole_scheduler.core.worker import Worker
 
 
@@ -18,11 +18,23 @@ class Placement:
     """The most important first: a later one only decides between workers equal so far."""
     picker: Picker
 
-    def choose(self, request: Request, workers: Iterable[Worker]) -> Worker | None:
+    def choose(
+        self, progress: Progress, workers: Iterable[Worker], may_use: MayUse | None = None
+    ) -> Worker | None:
         """The worker for the request, None while there is none. workers come in order of id."""
-        candidates = [
-            (tuple([scorer.score(request, worker) for scorer in self.scorers]), worker)
+        fitting = [
+            worker
             for worker in workers
-            if all(policy.passes(request, worker) for policy in self.filters)
+            if (may_use is None or may_use(worker)) and self._passes(progress, worker)
         ]
-        return self.picker.pick(candidates) if candidates else None
+        if len(fitting) <= 1:
+            return fitting[0] if fitting else None
+        return self.picker.pick(
+            [
+                (tuple([scorer.score(progress, worker) for scorer in self.scorers]), worker)
+                for worker in fitting
+            ]
+        )
+
+    def _passes(self, progress: Progress, worker: Worker) -> bool:
+        return all(policy.passes(progress, worker) for policy in self.filters)

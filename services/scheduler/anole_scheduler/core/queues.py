@@ -1,56 +1,67 @@
 """Waiting requests in the order in which a policy wants them served."""
 
-from bisect import bisect_left, insort
+from collections.abc import Iterator
+from itertools import islice
 
-from anole_scheduler.core.policy import Key, Ordering
+from sortedcontainers import SortedList
+
+from anole_scheduler.core.policy import Key
 from anole_scheduler.core.request import Progress, RequestState
 from anole_shared.ids import RequestId
 
+_Place = tuple[Key, RequestId, Progress]
 
-class WaitingQueue:
-    """A sorted list: finding a place takes O(log n), and moving the rest is one block move.
 
-    First come, first served always appends, which moves nothing.
-    """
+class Line:
+    """Sorted by key, then by request id; everything that it does takes O(log n)."""
 
-    def __init__(self, ordering: Ordering) -> None:
-        self._ordering = ordering
-        self._line: list[tuple[Key, RequestId]] = []
-        self._waiting: dict[RequestId, tuple[Key, Progress]] = {}
+    def __init__(self) -> None:
+        self._line: SortedList[_Place] = SortedList()
+        self._places: dict[RequestId, _Place] = {}
 
     def __len__(self) -> int:
-        return len(self._line)
+        return len(self._places)
 
     def __contains__(self, request_id: RequestId) -> bool:
-        return request_id in self._waiting
+        return request_id in self._places
 
-    def push(self, progress: Progress) -> None:
-        """Let a request wait for its turn."""
+    def __iter__(self) -> Iterator[Progress]:
+        """From the head."""
+        return (progress for _, _, progress in self._line)
+
+    def push(self, key: Key, progress: Progress) -> None:
+        """Add a request."""
         request_id = progress.request.request_id
-        assert request_id not in self._waiting, f"{request_id} waits already"
-        key = self._ordering.key(progress)
-        self._waiting[request_id] = (key, progress)
-        insort(self._line, (key, request_id))
+        assert request_id not in self._places, f"{request_id} waits already"
+        place = (key, request_id, progress)
+        self._places[request_id] = place
+        self._line.add(place)
 
-    def remove(self, request_id: RequestId) -> None:
-        """Take a request out, wherever it stands."""
-        key, _ = self._waiting.pop(request_id)
-        del self._line[bisect_left(self._line, (key, request_id))]
+    def remove(self, request_id: RequestId) -> bool:
+        """Take a request out, wherever it stands; whether it was the head."""
+        place = self._places.pop(request_id)
+        was_head = self._line[0] is place
+        self._line.remove(place)
+        return was_head
 
     def head(self) -> Progress | None:
         """Whose turn it is."""
-        return self._waiting[self._line[0][1]][1] if self._line else None
+        return self._line[0][2] if self._line else None
 
     def first(self, count: int) -> list[Progress]:
         """At most count requests from the head."""
-        return [self._waiting[request_id][1] for _, request_id in self._line[:count]]
+        return [progress for _, _, progress in islice(self._line, count)]
+
+    def key(self, request_id: RequestId) -> Key:
+        """The place of a request that is in the line."""
+        return self._places[request_id][0]
 
     def check_invariants(self) -> None:
         """Assert that the line is sorted and holds every waiting request once."""
-        assert self._line == sorted(self._line)
-        assert len(self._line) == len(self._waiting)
-        for key, request_id in self._line:
-            assert self._waiting[request_id][0] == key
-        for request_id, (_, progress) in self._waiting.items():
+        keys = [(key, request_id) for key, request_id, _ in self._line]
+        assert keys == sorted(keys)
+        assert len(keys) == len(self._places)
+        for key, request_id, progress in self._line:
+            assert self._places[request_id] == (key, request_id, progress)
             assert progress.request.request_id == request_id
             assert progress.state is RequestState.WAITING

@@ -27,17 +27,18 @@ def refusal_of(request: Request, workers: Sequence[Worker], registry: Registry) 
 
     Without any worker nothing is known, and the request waits for one.
     """
-    if not workers or any(worker.can_ever_run(request) for worker in workers):
+    recorded = registry.get(request.adapter_id) if request.adapter_id else None
+    if not workers or any(worker.can_ever_run(request, recorded) for worker in workers):
         return None
     if request.adapter_id is not None:
         having = [worker for worker in workers if _has(worker, request.adapter_id)]
         if not having:
-            return _absent(request.adapter_id, registry.get(request.adapter_id), len(workers))
+            return _absent(request.adapter_id, recorded, len(workers))
         workers = having
-    long_enough = [worker for worker in workers if request.max_len <= worker.capacity.longest]
-    if not long_enough:
-        return _too_long(request, max(worker.capacity.longest for worker in workers))
-    return _too_large(request, long_enough)
+    able = [worker for worker in workers if worker.can_load(request.adapter_id, recorded)]
+    if not able:
+        return _too_large(request, workers)
+    return _too_long(request, max(w.longest(request.adapter_id, recorded) for w in able))
 
 
 def _has(worker: Worker, adapter_id: AdapterId) -> bool:
@@ -76,9 +77,9 @@ def _too_long(request: Request, longest: int) -> Refusal:
 
 
 def _too_large(request: Request, workers: Sequence[Worker]) -> Refusal:
-    roomiest = max(worker.capacity.adapter_bytes for worker in workers)
+    roomiest = max(worker.capacity.memory_bytes for worker in workers)
     return Refusal(
         failure=Failure.ADAPTER_TOO_LARGE,
-        message=f"the adapter {request.adapter_id!r} is larger than the {roomiest} bytes that a "
-        "worker has for adapters: raise ANOLE_WORKER_ADAPTER_BYTES",
+        message=f"the adapter {request.adapter_id!r} leaves no room for a block of tokens in "
+        f"the {roomiest} bytes that a worker has: raise ANOLE_WORKER_MEMORY_BYTES",
     )

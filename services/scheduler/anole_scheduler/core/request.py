@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from anole_scheduler.core.adapter import Adapter
 from anole_scheduler.core.transition import check
 from anole_shared.ids import AdapterId, GatewayId, RequestId, WorkerId
 
@@ -34,6 +35,8 @@ class RequestState(Enum):
     """Admitted to one worker."""
     ABORTING = auto()
     """Its worker was told to stop it and has not said yet that it did."""
+    SQUASHING = auto()
+    """Its worker was told to stop it so that one that it had passed can run; it will run again."""
     FINISHED = auto()
     """Its worker has ended it."""
     ABORTED = auto()
@@ -47,6 +50,14 @@ TRANSITIONS: dict[RequestState, frozenset[RequestState]] = {
         {RequestState.RUNNING, RequestState.FINISHED, RequestState.ABORTED, RequestState.FAILED}
     ),
     RequestState.RUNNING: frozenset(
+        {
+            RequestState.FINISHED,
+            RequestState.ABORTING,
+            RequestState.SQUASHING,
+            RequestState.FAILED,
+        }
+    ),
+    RequestState.SQUASHING: frozenset(
         {RequestState.FINISHED, RequestState.ABORTING, RequestState.FAILED}
     ),
     RequestState.ABORTING: frozenset({RequestState.ABORTED}),
@@ -56,6 +67,8 @@ TRANSITIONS: dict[RequestState, frozenset[RequestState]] = {
 }
 """Every legal change. WAITING ends in FINISHED where a worker ran it under an earlier scheduler."""
 
+_AT_WORKER = frozenset({RequestState.RUNNING, RequestState.ABORTING, RequestState.SQUASHING})
+
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
@@ -63,14 +76,36 @@ class Progress:
 
     request: Request
     arrived_s: float
+    first_arrived_s: float
+    """When the first attempt at the request came: its place in the order."""
     redelivered: bool
     """Whether an earlier scheduler may have admitted this very attempt."""
+    predicted_tokens: int
+    """Output tokens that this attempt is expected to have, from 1 to its max_tokens."""
+    adapter: Adapter | None = None
+    """Its adapter as it was recorded when the request came, if it was."""
+    was_squashed: bool = False
+    """Whether an attempt at the request was squashed: that happens once at most."""
     state: RequestState = RequestState.WAITING
     worker_id: WorkerId | None = None
     """Where it runs, or ran."""
     admitted_s: float = 0.0
+    num_output_tokens: int | None = None
+    """How many tokens it had in the end, where it ran to its end."""
     is_prefetched: bool = False
     """Whether its adapter was asked for on its account; that happens once."""
+    reserved_at: WorkerId | None = None
+    """The worker that may be given nothing else before it."""
+
+    @property
+    def predicted_len(self) -> int:
+        """Tokens that it is expected to hold in the end, prompt and output together."""
+        return self.request.num_prompt_tokens + self.predicted_tokens
+
+    @property
+    def is_at_worker(self) -> bool:
+        """Whether a worker has it, as far as is known."""
+        return self.state in _AT_WORKER
 
     def move_to(self, state: RequestState) -> None:
         """Change state; raises InvalidTransition where the table does not list it."""

@@ -7,10 +7,12 @@ from itertools import takewhile
 from anole_scheduler.core.adapter import Adapter
 from anole_scheduler.core.attendance import Attendance
 from anole_scheduler.core.cluster import Cluster
-from anole_scheduler.core.commands import Command, Done, Failure, Prefetch
+from anole_scheduler.core.commands import Command, Done, Failure
+from anole_scheduler.core.dispatch import Dispatcher
 from anole_scheduler.core.drain import DrainRate
 from anole_scheduler.core.ended import EndedRequests
 from anole_scheduler.core.events import (
+    AdapterMoved,
     Event,
     RequestArrived,
     RequestCancelled,
@@ -22,42 +24,59 @@ from anole_scheduler.core.events import (
 from anole_scheduler.core.ledger import Ledger
 from anole_scheduler.core.limits import Limits
 from anole_scheduler.core.placement import Placement
-from anole_scheduler.core.policy import Ordering
-from anole_scheduler.core.queues import WaitingQueue
+from anole_scheduler.core.policy import Admission
+from anole_scheduler.core.predictor import MaxTokensPredictor, Predictor
 from anole_scheduler.core.reconcile import can_be_running
 from anole_scheduler.core.refusal import Refusal, refusal_of
 from anole_scheduler.core.registry import Registry
 from anole_scheduler.core.request import Progress, RequestState
-from anole_scheduler.core.residency import Residency
+
+_SQUASHED = Refusal(
+    failure=Failure.SQUASHED, message="it made room for a request that it had passed"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policies:
-    """What can differ between two schedulers: the order, and the choice of a worker."""
+    """What can differ between two schedulers. Belongs to one of them: admission has a state."""
 
-    ordering: Ordering
+    admission: Admission
+    """Who is next."""
     placement: Placement
+    """Where it goes."""
 
 
 class Scheduler:
     """All requests that have not ended, and what is believed of the workers.
 
-    handle() is the only entrance. It never waits, and its work does not grow with the number of
+    handle() is the only entrance. It never waits, and its work hardly grows with the number of
     waiting requests. Every attempt that arrives is answered by exactly one Done.
     """
 
     def __init__(
-        self, limits: Limits, policies: Policies, adapters: Iterable[Adapter] = ()
+        self,
+        limits: Limits,
+        policies: Policies,
+        adapters: Iterable[Adapter] = (),
+        *,
+        predictor: Predictor | None = None,
     ) -> None:
-        """adapters: those that an earlier scheduler has recorded."""
+        """Begin without requests.
+
+        adapters: those that an earlier scheduler has recorded.
+        predictor: guesses output lengths; None takes max_tokens for them.
+        """
         self._limits = limits
-        self._placement = policies.placement
-        self._queue = WaitingQueue(policies.ordering)
+        self._queue = policies.admission
+        self._predictor = MaxTokensPredictor() if predictor is None else predictor
         self._cluster = Cluster()
         self._registry = Registry(adapters)
         self._ended = EndedRequests(limits.max_ended)
         self._ledger = Ledger(self._queue, self._cluster, self._ended)
         self._attendance = Attendance(limits, self._cluster, self._registry, self._ledger)
+        self._dispatcher = Dispatcher(
+            limits, policies.placement, self._cluster, self._registry, self._ledger
+        )
         self._drain = DrainRate()
         self._first_heard_s: float | None = None
         self._settled_s = float("-inf")
@@ -77,15 +96,19 @@ class Scheduler:
 
         now never goes back. Tick must come several times within the shortest of the limits.
         """
-        self._ledger.commands = []
+        self._ledger.begin(now)
         if isinstance(event, Tick):
             self._attendance.drop_silent(now)
             self._fail_without_workers(now)
         else:
             self._take_in(event, now)
+        if isinstance(event, AdapterMoved):
+            self._queue.adapter_moved(event.adapter_id)
+        elif not isinstance(event, RequestArrived):
+            self._queue.room_changed()
         if self._queue and now >= self._settled_s:
-            self._admit(now)
-            self._prefetch(now)
+            self._queue.admit(self._dispatcher, now)
+            self._dispatcher.look_ahead(self._queue.upcoming(self._limits.max_prefetch))
         return self._ledger.commands
 
     def _take_in(self, event: RequestEvent | WorkerEvent, now: float) -> None:
@@ -104,14 +127,14 @@ class Scheduler:
                 self._attendance.handle(event, now)
 
     def _on_arrived(self, event: RequestArrived, now: float) -> None:
-        if not self._is_news(event, now):
+        if not self._is_news(event):
             return
         request = event.request
-        progress = Progress(request=request, arrived_s=now, redelivered=event.redelivered)
+        progress = self._progress_of(event, now)
         self._ledger.open(progress)
         runner = self._cluster.runner_of(request.request_id) if event.redelivered else None
         if runner is not None and can_be_running(progress, self._ended):
-            self._ledger.adopt(progress, runner, now)
+            self._ledger.adopt(progress, runner)
             return
         refusal = refusal_of(request, self._cluster.workers, self._registry)
         if refusal is None and self._is_full(event):
@@ -119,11 +142,27 @@ class Scheduler:
         if refusal is not None:
             self._ledger.fail(progress, refusal)
             return
-        self._queue.push(progress)
+        self._ledger.wait(progress)
         if event.redelivered:
             self._let_workers_speak_first(now)
 
-    def _is_news(self, event: RequestArrived, now: float) -> bool:
+    def _progress_of(self, event: RequestArrived, now: float) -> Progress:
+        """A later attempt keeps the place of the first one."""
+        request = event.request
+        before = self._ended.get(request.request_id)
+        arrived_s = before.first_arrived_s if before else None
+        predicted = self._predictor.predict(request)
+        return Progress(
+            request=request,
+            arrived_s=now,
+            first_arrived_s=now if arrived_s is None else arrived_s,
+            redelivered=event.redelivered,
+            predicted_tokens=max(1, min(predicted, request.max_tokens)),
+            adapter=self._registry.get(request.adapter_id) if request.adapter_id else None,
+            was_squashed=before is not None and before.was_squashed,
+        )
+
+    def _is_news(self, event: RequestArrived) -> bool:
         """Whether the attempt is to be taken up; an older one that it replaces is ended.
 
         A second delivery of an attempt that waits or runs changes nothing here: the shell keeps
@@ -138,7 +177,7 @@ class Scheduler:
             self._ledger.commands.append(Done(request_id=request_id, attempt=attempt))
             return False
         if known is not None:
-            self._ledger.supersede(known, now)
+            self._ledger.supersede(known)
         return True
 
     def _is_full(self, event: RequestArrived) -> bool:
@@ -171,12 +210,18 @@ class Scheduler:
         progress = self._ledger.requests.get(event.request_id)
         if progress is None:
             # The request itself may yet be delivered again: it has had its answer.
-            self._ended.add(event.request_id, event.attempt)
+            self._ended.add_unknown(event.request_id, event.attempt)
             return
         is_elsewhere = progress.worker_id not in {None, event.worker_id}
         if is_elsewhere or event.attempt != progress.request.attempt:
             return
         self._drain.note_end(now)
+        if event.was_finished:
+            progress.num_output_tokens = event.num_output_tokens
+            self._predictor.learn(progress.request, event.num_output_tokens, now)
+        if progress.state is RequestState.SQUASHING and not event.was_finished:
+            self._ledger.fail(progress, _SQUASHED)
+            return
         is_aborting = progress.state is RequestState.ABORTING
         ending = RequestState.ABORTED if is_aborting else RequestState.FINISHED
         self._ledger.end(progress, ending)
@@ -195,41 +240,6 @@ class Scheduler:
         )
         for progress in due:
             self._ledger.fail(progress, refusal)
-
-    def _admit(self, now: float) -> None:
-        """Serve the head for as long as it finds a worker, or turns out never to."""
-        while (progress := self._queue.head()) is not None:
-            worker = self._placement.choose(progress.request, self._cluster.workers)
-            if worker is not None:
-                self._ledger.start(progress, worker, now)
-                continue
-            refusal = refusal_of(progress.request, self._cluster.workers, self._registry)
-            if refusal is None:
-                return
-            self._ledger.fail(progress, refusal)
-
-    def _prefetch(self, now: float) -> None:
-        """Have adapters loaded early that the next requests need and no worker has."""
-        workers = self._cluster.workers
-        for progress in self._queue.first(self._limits.max_prefetch):
-            request, adapter_id = progress.request, progress.request.adapter_id
-            if adapter_id is None or progress.is_prefetched:
-                continue
-            if any(worker.residency(adapter_id) is not Residency.ABSENT for worker in workers):
-                continue
-            able = (worker for worker in workers if worker.can_ever_run(request))
-            worker = min(able, key=lambda worker: worker.load, default=None)
-            if worker is None:
-                continue
-            progress.is_prefetched = True
-            worker.expect(adapter_id, now)
-            self._ledger.commands.append(
-                Prefetch(
-                    worker_id=worker.worker_id,
-                    adapter_id=adapter_id,
-                    request_id=request.request_id,
-                )
-            )
 
     def check_invariants(self) -> None:
         """Assert what must hold between any two events; looks at everything."""

@@ -1,43 +1,28 @@
 """What is believed of one worker: its room, what it was given, which adapters it holds."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from anole_scheduler.core.adapter import Adapter
-from anole_scheduler.core.request import Request
+from anole_scheduler.core.memory import Budget, Capacity, Charge
+from anole_scheduler.core.request import Progress, Request
 from anole_scheduler.core.residency import Presence, Residency
 from anole_shared.ids import AdapterId, RequestId, WorkerId
 from anole_shared.units import div_ceil
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
-    """What a worker can hold at once."""
-
-    max_num_seqs: int
-    num_blocks: int
-    block_size: int
-    """Tokens per block."""
-    max_model_len: int
-    adapter_bytes: int
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest request that it can ever run."""
-        return min(self.max_model_len, self.num_blocks * self.block_size)
-
-
 class Worker:
     """A mirror of the worker's own admission.
 
-    The worker reserves all blocks that a sequence can come to need before it starts it, and starts
-    sequences in the order in which it got them. So of the requests that it was given some have
-    *started* (they hold a seat and their blocks) and the later ones wait *ahead* of need; each end
-    lets the first of these start. The worker may for a moment start a later one first, while the
-    adapter of an earlier one loads; the sums are the same soon after.
+    The worker starts sequences in the order in which it got them, as far as its memory goes. So of
+    the requests that it was given some have *started* (they hold a seat, the blocks that they are
+    predicted to need, and together with others their adapter) and the later ones wait *ahead* of
+    need; each end lets the first of these start. The worker may for a moment start a later one
+    first, while the adapter of an earlier one loads; the sums are the same soon after. Where a
+    prediction was too low the worker takes more than was counted, and preempts if it must.
 
     *Foreign* is what the worker runs and this scheduler did not give it: from before a restart, or
-    of an attempt that was given up. It holds seats, and the blocks that nothing else explains.
+    of an attempt that was given up. It holds seats. *Unexplained* are the blocks that the worker
+    reports beyond those counted: of foreign requests, and of answers longer than predicted.
     """
 
     def __init__(
@@ -49,17 +34,20 @@ class Worker:
         self.seen_s = now
         self.folder: Mapping[AdapterId, Adapter] | None = None
         """The adapters that it has on disk; None until it has said so: it may have any."""
-        self.started: dict[RequestId, int] = {}
-        """Blocks of each started request."""
-        self.ahead: dict[RequestId, int] = {}
-        """Blocks of each request that waits at the worker, in order."""
+        self.started: dict[RequestId, Charge] = {}
+        self.ahead: dict[RequestId, Charge] = {}
+        """What waits at the worker, in order."""
         self.foreign: dict[RequestId, float] = {}
         """Since when each foreign request is known."""
-        self.started_blocks = 0
-        self.ahead_blocks = 0
-        self.foreign_blocks = 0
+        self.unexplained_blocks = 0
+        self.reserved_for: RequestId | None = None
+        """The only waiting request that may be given to it, where one has waited for too long."""
+        self.budget = Budget(capacity.block_bytes)
+        """What the started ones take."""
+        self._ahead_blocks = 0
         self._admit_ahead = admit_ahead
         self._presences: dict[AdapterId, Presence] = {}
+        self._num_loading = 0
 
     @property
     def num_admitted(self) -> int:
@@ -67,10 +55,20 @@ class Worker:
         return len(self.started) + len(self.ahead)
 
     @property
+    def used_bytes(self) -> int:
+        """Bytes that are counted or reported as held."""
+        return self.budget.used_bytes + self.unexplained_blocks * self.capacity.block_bytes
+
+    @property
     def load(self) -> float:
-        """Blocks that are promised, as a share of those there are; above 1 where some wait."""
-        promised = self.started_blocks + self.ahead_blocks + self.foreign_blocks
-        return promised / self.capacity.num_blocks
+        """Memory that is promised, as a share of all; above 1 where some wait."""
+        promised = self.used_bytes + self._ahead_blocks * self.capacity.block_bytes
+        return promised / self.capacity.memory_bytes
+
+    @property
+    def num_loading(self) -> int:
+        """Adapters that are expected and have not come."""
+        return self._num_loading
 
     def admitted(self) -> list[RequestId]:
         """The requests that it was given, those that started first."""
@@ -80,87 +78,129 @@ class Worker:
         """Whether it was given the request."""
         return request_id in self.started or request_id in self.ahead
 
-    def can_ever_run(self, request: Request) -> bool:
-        """Whether it could run the request if it were idle."""
-        return request.max_len <= self.capacity.longest and self.can_load(request.adapter_id)
+    def can_ever_run(self, request: Request, recorded: Adapter | None) -> bool:
+        """Whether it could run the request if it were idle; recorded: its adapter, if known."""
+        adapter_id = request.adapter_id
+        return self.can_load(adapter_id, recorded) and (
+            request.max_len <= self.longest(adapter_id, recorded)
+        )
 
-    def can_load(self, adapter_id: AdapterId | None) -> bool:
+    def longest(self, adapter_id: AdapterId | None, recorded: Adapter | None) -> int:
+        """Tokens of the longest request with that adapter that it can ever run."""
+        return self.capacity.longest(self._adapter_bytes(adapter_id, recorded))
+
+    def can_load(self, adapter_id: AdapterId | None, recorded: Adapter | None) -> bool:
         """Whether it has the adapter and memory for it, as far as is known."""
-        if adapter_id is None or self.folder is None:
+        if adapter_id is None:
             return True
-        adapter = self.folder.get(adapter_id)
-        return (
-            adapter is not None
-            and adapter.refused is None
-            and adapter.size_bytes <= self.capacity.adapter_bytes
+        if self.folder is not None:
+            adapter = self.folder.get(adapter_id)
+            if adapter is None or adapter.refused is not None:
+                return False
+        return self.longest(adapter_id, recorded) > 0
+
+    def charge_of(self, progress: Progress) -> Charge:
+        """What the request is expected to take here."""
+        adapter_id = progress.request.adapter_id
+        return Charge(
+            div_ceil(progress.predicted_len, self.capacity.block_size),
+            adapter_id,
+            self._adapter_bytes(adapter_id, progress.adapter),
         )
 
-    def can_start(self, request: Request) -> bool:
+    def _adapter_bytes(self, adapter_id: AdapterId | None, recorded: Adapter | None) -> int:
+        """As it lies in this worker's folder, or as it was recorded; 0 where nobody knows."""
+        if adapter_id is None:
+            return 0
+        adapter = recorded if self.folder is None else self.folder.get(adapter_id)
+        return 0 if adapter is None else adapter.size_bytes
+
+    def can_start(self, progress: Progress) -> bool:
         """Whether it would start the request at once."""
-        return not self.ahead and self._fits_now(self._blocks_of(request))
+        return not self.ahead and self._fits_now(self.charge_of(progress))
 
-    def has_room(self, request: Request) -> bool:
+    def lacks_only_adapter_room(self, progress: Progress) -> bool:
+        """Whether the request would start at once if its adapter took no memory."""
+        charge = self.charge_of(progress)
+        bare = Charge(charge.num_blocks, None, 0)
+        return not self.ahead and self._fits_now(bare) and not self._fits_now(charge)
+
+    def has_room(self, progress: Progress) -> bool:
         """Whether the request may be given to it now."""
+        if self.reserved_for not in {None, progress.request.request_id}:
+            return False
+        return self.has_place_ahead or self.can_start(progress)
+
+    @property
+    def has_place_ahead(self) -> bool:
+        """Whether a request that cannot start yet may be given to it."""
         seats = self.capacity.max_num_seqs + self._admit_ahead
-        has_place_ahead = (
-            len(self.ahead) < self._admit_ahead and self.num_admitted + len(self.foreign) < seats
-        )
-        return has_place_ahead or self.can_start(request)
+        return len(self.ahead) < self._admit_ahead and self.num_admitted + len(self.foreign) < seats
 
-    def _blocks_of(self, request: Request) -> int:
-        return div_ceil(request.max_len, self.capacity.block_size)
+    @property
+    def is_open(self) -> bool:
+        """Whether there may be room for some request."""
+        return self.has_place_ahead or (not self.ahead and self._has_seat)
 
-    def _fits_now(self, num_blocks: int) -> bool:
-        taken = self.started_blocks + self.foreign_blocks
-        return (
-            len(self.started) + len(self.foreign) < self.capacity.max_num_seqs
-            and taken + num_blocks <= self.capacity.num_blocks
-        )
+    @property
+    def _has_seat(self) -> bool:
+        return len(self.started) + len(self.foreign) < self.capacity.max_num_seqs
 
-    def admit(self, request: Request) -> None:
+    def _fits_now(self, charge: Charge) -> bool:
+        needed = self.used_bytes + self.budget.needed(charge)
+        return self._has_seat and needed <= self.capacity.memory_bytes
+
+    def admit(self, progress: Progress) -> None:
         """Count the request as given to the worker."""
-        assert not self.has(request.request_id), f"{request.request_id} was admitted twice"
-        num_blocks = self._blocks_of(request)
-        self.ahead[request.request_id] = num_blocks
-        self.ahead_blocks += num_blocks
+        request_id = progress.request.request_id
+        assert not self.has(request_id), f"{request_id} was admitted twice"
+        charge = self.charge_of(progress)
+        self.ahead[request_id] = charge
+        self._ahead_blocks += charge.num_blocks
         self._start_next()
 
-    def release(self, request_id: RequestId) -> None:
-        """Take back what the request held."""
-        if request_id in self.started:
-            self.started_blocks -= self.started.pop(request_id)
+    def release(self, request_id: RequestId, num_tokens: int = 0) -> None:
+        """Take back what the request held; num_tokens: how long it was in the end, if known."""
+        charge = self.started.pop(request_id, None)
+        if charge is not None:
+            self.budget.give_back(charge)
+            excess = div_ceil(num_tokens, self.capacity.block_size) - charge.num_blocks
+            self.unexplained_blocks -= min(max(excess, 0), self.unexplained_blocks)
         else:
-            self.ahead_blocks -= self.ahead.pop(request_id)
+            self._ahead_blocks -= self.ahead.pop(request_id).num_blocks
         self._start_next()
 
     def _start_next(self) -> None:
+        if not self.started and not self.foreign:
+            self.unexplained_blocks = 0
         while self.ahead:
-            request_id, num_blocks = next(iter(self.ahead.items()))
-            if not self._fits_now(num_blocks):
+            request_id, charge = next(iter(self.ahead.items()))
+            if not self._fits_now(charge):
                 return
             del self.ahead[request_id]
-            self.ahead_blocks -= num_blocks
-            self.started[request_id] = num_blocks
-            self.started_blocks += num_blocks
+            self._ahead_blocks -= charge.num_blocks
+            self.started[request_id] = charge
+            self.budget.take(charge)
 
     def disown(self, request: Request, now: float) -> None:
         """The worker may still run what it was given, but it is no longer ours."""
-        num_blocks = self._blocks_of(request)
-        self.release(request.request_id)
-        self.foreign[request.request_id] = now
-        self.foreign_blocks += num_blocks
+        request_id = request.request_id
+        charge = self.started.get(request_id) or self.ahead[request_id]
+        self.foreign[request_id] = now
+        self.unexplained_blocks += charge.num_blocks
+        self.release(request_id)
 
     def forget_foreign(self, request_id: RequestId) -> None:
         """The worker has ended a foreign request; its blocks are known at the next report."""
         if self.foreign.pop(request_id, None) is not None and not self.foreign:
-            self.foreign_blocks = 0
+            self.unexplained_blocks = 0
         self._start_next()
 
     def report_foreign(self, found: Iterable[RequestId], num_free_blocks: int, now: float) -> None:
         """Replace what is known of foreign requests by what the worker reports."""
         self.foreign = {request_id: self.foreign.get(request_id, now) for request_id in found}
-        unexplained = self.capacity.num_blocks - num_free_blocks - self.started_blocks
-        self.foreign_blocks = max(0, unexplained) if self.foreign else 0
+        used = self.capacity.num_blocks - num_free_blocks
+        self.unexplained_blocks = max(0, used - self.budget.num_blocks)
         self._start_next()
 
     def residency(self, adapter_id: AdapterId) -> Residency:
@@ -180,7 +220,9 @@ class Worker:
     def observe(self, adapter_id: AdapterId, residency: Residency, now: float) -> None:
         """The adapter has come or gone."""
         presence = self._presences.setdefault(adapter_id, Presence(since_s=now))
+        self._num_loading -= presence.residency is Residency.LOADING
         presence.observe(residency, now)
+        self._num_loading += residency is Residency.LOADING
         if residency is Residency.ABSENT:
             del self._presences[adapter_id]
 
@@ -200,13 +242,16 @@ class Worker:
 
     def check_invariants(self) -> None:
         """Assert that the sums are right and nothing is counted twice."""
-        assert self.started_blocks == sum(self.started.values())
-        assert self.ahead_blocks == sum(self.ahead.values())
-        assert self.foreign_blocks >= 0
+        self.budget.check_invariants()
+        assert self.budget.num_blocks == sum(c.num_blocks for c in self.started.values())
+        assert self._ahead_blocks == sum(c.num_blocks for c in self.ahead.values())
+        assert self.unexplained_blocks >= 0
         assert not self.started.keys() & self.ahead.keys()
         assert not self.foreign.keys() & set(self.admitted())
         assert len(self.started) <= self.capacity.max_num_seqs
-        assert self.started_blocks <= self.capacity.num_blocks
+        assert self.budget.used_bytes <= self.capacity.memory_bytes
         if self.ahead:
             assert not self._fits_now(next(iter(self.ahead.values()))), "one waits though it fits"
         assert all(p.residency is not Residency.ABSENT for p in self._presences.values())
+        loading = [p for p in self._presences.values() if p.residency is Residency.LOADING]
+        assert self._num_loading == len(loading)

@@ -1,6 +1,6 @@
 """Better where the adapter is already."""
 
-from anole_scheduler.core.request import Request
+from anole_scheduler.core.request import Progress
 from anole_scheduler.core.residency import Residency
 from anole_scheduler.core.worker import Worker
 
@@ -10,7 +10,7 @@ _SCORES = {Residency.RESIDENT: 2.0, Residency.LOADING: 1.0, Residency.ABSENT: 0.
 class AdapterAffinity:
     """Resident before loading before absent; the base model is everywhere."""
 
-    def score(self, request: Request, worker: Worker) -> float:
-        if request.adapter_id is None:
+    def score(self, progress: Progress, worker: Worker) -> float:
+        if progress.request.adapter_id is None:
             return 0.0
-        return _SCORES[worker.residency(request.adapter_id)]
+        return _SCORES[worker.residency(progress.request.adapter_id)]

@@ -5,7 +5,7 @@ from anole_scheduler.core.request import Progress
 
 
 class FirstComeFirstServed:
-    """Order of arrival; a request that does not fit yet lets nobody pass."""
+    """Order of first arrival; a request that does not fit yet lets nobody pass."""
 
-    def key(self, progress: Progress) -> Key:
-        return (progress.arrived_s,)
+    def key(self, progress: Progress, now: float) -> Key:  # noqa: ARG002
+        return (progress.first_arrived_s,)

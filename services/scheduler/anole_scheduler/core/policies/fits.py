@@ -1,6 +1,6 @@
 """A worker gets what it has room for."""
 
-from anole_scheduler.core.request import Request
+from anole_scheduler.core.request import Progress
 from anole_scheduler.core.worker import Worker
 
 
@@ -11,9 +11,9 @@ class Fits:
     take the two for one.
     """
 
-    def passes(self, request: Request, worker: Worker) -> bool:
+    def passes(self, progress: Progress, worker: Worker) -> bool:
         return (
-            worker.has_room(request)
-            and worker.can_ever_run(request)
-            and request.request_id not in worker.foreign
+            worker.has_room(progress)
+            and worker.can_ever_run(progress.request, progress.adapter)
+            and progress.request.request_id not in worker.foreign
         )

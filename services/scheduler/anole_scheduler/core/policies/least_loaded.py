@@ -1,11 +1,11 @@
 """Better where less is promised."""
 
-from anole_scheduler.core.request import Request
+from anole_scheduler.core.request import Progress
 from anole_scheduler.core.worker import Worker
 
 
 class LeastLoaded:
-    """The smallest share of promised blocks."""
+    """The smallest share of promised memory."""
 
-    def score(self, request: Request, worker: Worker) -> float:  # noqa: ARG002
+    def score(self, progress: Progress, worker: Worker) -> float:  # noqa: ARG002
         return -worker.load

@@ -1,0 +1,92 @@
+"""Carries out what an admission policy wants done with a waiting request."""
+
+from collections.abc import Sequence
+
+from anole_scheduler.core.cluster import Cluster
+from anole_scheduler.core.ledger import Ledger
+from anole_scheduler.core.limits import Limits
+from anole_scheduler.core.placement import Placement
+from anole_scheduler.core.policy import MayUse, Outcome
+from anole_scheduler.core.refusal import refusal_of
+from anole_scheduler.core.registry import Registry
+from anole_scheduler.core.request import Progress
+from anole_scheduler.core.residency import Residency
+from anole_scheduler.core.worker import Worker
+
+
+class Dispatcher:
+    """Finds a worker, and keeps ledger and mirror in step."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        placement: Placement,
+        cluster: Cluster,
+        registry: Registry,
+        ledger: Ledger,
+    ) -> None:
+        self._limits = limits
+        self._placement = placement
+        self._cluster = cluster
+        self._registry = registry
+        self._ledger = ledger
+
+    @property
+    def workers(self) -> Sequence[Worker]:
+        return self._cluster.workers
+
+    def choose(self, progress: Progress, may_use: MayUse | None = None) -> Worker | None:
+        """The best worker that has room and may be used."""
+        return self._placement.choose(progress, self._cluster.workers, may_use)
+
+    def offer(self, progress: Progress, may_use: MayUse | None = None) -> Outcome:
+        """Start the request where it fits best; refuse it where it never will."""
+        worker = self.choose(progress, may_use)
+        if worker is not None:
+            self._ledger.start(progress, worker)
+            return Outcome.STARTED
+        refusal = refusal_of(progress.request, self._cluster.workers, self._registry)
+        if refusal is None:
+            return Outcome.NO_ROOM
+        self._ledger.fail(progress, refusal)
+        return Outcome.REFUSED
+
+    def load(self, progress: Progress, worker: Worker) -> bool:
+        """Ask for the request's adapter, once on its account."""
+        if worker.num_loading >= self._limits.max_loads:
+            return False
+        self._ledger.prefetch(progress, worker)
+        return True
+
+    def squash(self, progress: Progress, reason: str) -> None:
+        """Stop a running request; it fails as SQUASHED when its worker has let go of it."""
+        self._ledger.squash(progress, reason)
+
+    def reserve(self, progress: Progress) -> bool:
+        """Keep the least loaded worker that can ever run the request free for it."""
+        able = (
+            worker
+            for worker in self._cluster.workers
+            if worker.reserved_for is None
+            and worker.can_ever_run(progress.request, progress.adapter)
+        )
+        worker = min(able, key=lambda worker: worker.load, default=None)
+        if worker is None:
+            return False
+        worker.reserved_for = progress.request.request_id
+        progress.reserved_at = worker.worker_id
+        return True
+
+    def look_ahead(self, upcoming: Sequence[Progress]) -> None:
+        """Have adapters loaded early that the next requests need and no worker has."""
+        workers = self._cluster.workers
+        for progress in upcoming:
+            adapter_id = progress.request.adapter_id
+            if adapter_id is None or progress.is_prefetched:
+                continue
+            if any(worker.residency(adapter_id) is not Residency.ABSENT for worker in workers):
+                continue
+            able = (w for w in workers if w.can_ever_run(progress.request, progress.adapter))
+            worker = min(able, key=lambda worker: worker.load, default=None)
+            if worker is not None:
+                self.load(progress, worker)
