@@ -28,6 +28,7 @@ from anole_worker.core.adapter import Adapter
 _TICK_S = 0.5
 _REPORT_S = 2.0
 _GATEWAY = GatewayId("gateway")
+_RETRIED = {Failure.WORKER_LOST, Failure.SQUASHED}
 _MAX_ATTEMPTS = 100
 _PATIENCE_S = 20_000.0
 """Virtual seconds behind the last arrival after which a run is given up."""
@@ -186,7 +187,7 @@ class Simulation:
                 pass  # records and acknowledgements
 
     def _on_fail(self, command: Fail) -> None:
-        if command.failure is Failure.WORKER_LOST:
+        if command.failure in _RETRIED:
             self._resubmit(command.request)
             return
         raise SimulationFailed(f"{command.request.request_id}: {command.message}")

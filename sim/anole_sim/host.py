@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 
 from anole_scheduler.core import adapter as scheduled
 from anole_scheduler.core.events import AdapterMoved, AdaptersFound, SequenceEnded, WorkerSeen
+from anole_scheduler.core.memory import Capacity
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.residency import Residency as Believed
-from anole_scheduler.core.worker import Capacity
 from anole_shared.ids import AdapterId, RequestId, WorkerId
 from anole_shared.units import div_ceil
 from anole_sim.engine import Engine
@@ -142,5 +142,9 @@ class Host:
     def ended(self, run: Sequence) -> SequenceEnded:
         """A request holds nothing any more."""
         return SequenceEnded(
-            worker_id=self.worker_id, request_id=run.request_id, attempt=run.attempt
+            worker_id=self.worker_id,
+            request_id=run.request_id,
+            attempt=run.attempt,
+            num_output_tokens=run.made_before + (0 if run.is_aborted else run.to_make),
+            was_finished=not run.is_aborted,
         )

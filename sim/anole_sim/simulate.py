@@ -1,13 +1,14 @@
 """Puts a run together: workload, system, machine; and what came of it."""
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anole_scheduler.core.limits import Limits
-from anole_scheduler.core.policies.standard import standard
+from anole_scheduler.core.memory import Capacity
+from anole_scheduler.core.policies.knobs import PolicyKnobs
+from anole_scheduler.core.policies.standard import policies
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.scheduler import Scheduler
-from anole_scheduler.core.worker import Capacity
 from anole_shared.ids import AdapterId, WorkerId
 from anole_sim import workload as workloads
 from anole_sim.admission import Admission, Fits, PeakEstimate
@@ -98,7 +99,11 @@ def prepare(case: Case, work: Workload) -> Simulation:
     longest = max(ask.output_tokens for ask in work.asks)
     return Simulation(
         work,
-        Scheduler(_limits(system), standard()),
+        Scheduler(
+            _limits(system),
+            policies(system.policy, replace(PolicyKnobs(), **(system.knobs or {}))),
+            predictor=predictor,
+        ),
         make_host,
         num_workers=case.num_workers,
         max_tokens=lambda _: longest,
@@ -136,13 +141,13 @@ def _pace(system: System) -> Pace:
 
 
 def _capacity(system: System, profile: Profile) -> Capacity:
-    blocks = _PLENTY if system.is_forwarding else profile.num_slots // _BLOCK_TOKENS
+    """A worker whose own line is the queue has room for everything, as far as is told."""
     return Capacity(
         max_num_seqs=_PLENTY if system.is_forwarding else profile.max_num_seqs,
-        num_blocks=blocks,
         block_size=_BLOCK_TOKENS,
+        block_bytes=_BLOCK_TOKENS * profile.kv_bytes,
+        memory_bytes=_PLENTY * profile.kv_bytes if system.is_forwarding else profile.memory_bytes,
         max_model_len=_PLENTY,
-        adapter_bytes=profile.memory_bytes,
     )
 
 
@@ -152,6 +157,7 @@ def _limits(system: System) -> Limits:
         max_unfinished=_PLENTY,
         admit_ahead=_PLENTY if system.is_forwarding else system.admit_ahead,
         max_prefetch=system.max_prefetch,
+        max_loads=system.max_loads,
         no_worker_timeout_s=3600.0,
         worker_timeout_s=10.0,
         lost_after_s=10.0,

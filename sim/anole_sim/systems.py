@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from anole_sim.options import EngineOptions
 
@@ -14,7 +15,7 @@ class System:
     what: str
     policy: str = "fcfs"
     """Of the scheduler."""
-    knobs: Mapping[str, object] | None = None
+    knobs: Mapping[str, Any] | None = None
     """What of that policy is not as it ships."""
     engine: EngineOptions
     eviction: str = "lru"
@@ -27,6 +28,7 @@ class System:
     """The scheduler passes everything on at once; the worker's own line is the queue."""
     admit_ahead: int = 0
     max_prefetch: int = 0
+    max_loads: int = 2
     predictor: str = "perfect"
     pace: str = "fixed"
     """How prompts are cut where the engine cuts them: fixed, or bounded by both latencies."""
