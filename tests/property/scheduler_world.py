@@ -27,7 +27,12 @@ from tests.unit.scheduler.playbook import adapter
 
 Attempt = tuple[str, int]
 
-ADAPTERS = (adapter("a"), adapter("b"), adapter("huge", size_bytes=10**9))
+ADAPTERS = (
+    adapter("a"),
+    adapter("b", rank=64),
+    adapter("c", size_bytes=20, rank=16),
+    adapter("huge", size_bytes=10**9),
+)
 
 
 class HalfPredictor:

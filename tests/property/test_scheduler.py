@@ -49,7 +49,7 @@ class SchedulerMachine(SchedulerWorld, RuleBasedStateMachine):
         charge_rule=st.sampled_from(ChargeRule),
         class_rule=st.sampled_from(ClassRule),
         guesses=st.booleans(),
-        admit_ahead=st.integers(0, 2),
+        admit_ahead=st.sampled_from([0, 0, 1, 2]),
         max_waiting=st.integers(1, 6),
         max_unfinished=st.integers(4, 16),
         max_prefetch=st.integers(0, 2),
@@ -69,7 +69,7 @@ class SchedulerMachine(SchedulerWorld, RuleBasedStateMachine):
     @rule(
         prompt=st.sampled_from([1, 16, 100, 200]),
         max_tokens=st.sampled_from([1, 16, 100]),
-        adapter_id=st.sampled_from([None, None, "a", "b", "huge", "unheard-of"]),
+        adapter_id=st.sampled_from([None, "a", "a", "b", "b", "c", "huge", "unheard-of"]),
     )
     def submit(self, prompt: int, max_tokens: int, adapter_id: str | None) -> None:
         self.num_requests += 1
@@ -110,7 +110,7 @@ class SchedulerMachine(SchedulerWorld, RuleBasedStateMachine):
         assert self.waiting == waited_before
 
     @rule(
-        max_num_seqs=st.integers(1, 3),
+        max_num_seqs=st.integers(1, 4),
         num_blocks=st.sampled_from([8, 20, 40]),
         tells_folder=st.booleans(),
     )
