@@ -19,196 +19,57 @@ from hypothesis.stateful import (
     rule,
 )
 
-from anole_scheduler.core.commands import (
-    AbortSequence,
-    Admit,
-    Adopt,
-    Command,
-    Done,
-    Fail,
-    Failure,
-    Prefetch,
-)
 from anole_scheduler.core.events import (
     AdaptersFound,
-    Event,
     RequestArrived,
     RequestCancelled,
-    SequenceEnded,
     Tick,
     WorkerGone,
 )
+from anole_scheduler.core.knobs import ChargeRule, ClassRule, PolicyKnobs
 from anole_scheduler.core.memory import Capacity
-from anole_scheduler.core.policies.standard import policies
-from anole_scheduler.core.request import Request
+from anole_scheduler.core.policies.standard import ADMISSIONS
+from anole_scheduler.core.predictor import MaxTokensPredictor
 from anole_scheduler.core.residency import Residency
-from anole_scheduler.core.scheduler import Scheduler
+from tests.property.scheduler_world import ADAPTERS, HalfPredictor, SchedulerWorld
 from tests.unit.scheduler.fake_worker import FakeWorker
-from tests.unit.scheduler.playbook import LIMITS, adapter, request
+from tests.unit.scheduler.playbook import LIMITS, request
 
-Attempt = tuple[str, int]
-
-ADAPTERS = (adapter("a"), adapter("b"), adapter("huge", size_bytes=10**9))
 REPORT_S = 2
 
 
-class SchedulerMachine(RuleBasedStateMachine):
+KNOBS = PolicyKnobs(
+    min_sample=4, refresh_s=10.0, slo_s=4.0, patience_s=8.0, squash_share=1.0, gamma=2.0
+)
+"""Classes, quotas, patience and squashes in a world as small and short as this one."""
+
+
+class SchedulerMachine(SchedulerWorld, RuleBasedStateMachine):
     @initialize(
-        admit_ahead=st.integers(0, 2),
+        charge_rule=st.sampled_from(ChargeRule),
+        class_rule=st.sampled_from(ClassRule),
+        guesses=st.booleans(),
+        admit_ahead=st.sampled_from([0, 0, 1, 2]),
         max_waiting=st.integers(1, 6),
         max_unfinished=st.integers(4, 16),
         max_prefetch=st.integers(0, 2),
+        max_loads=st.integers(1, 2),
     )
-    def begin(self, **limits: int) -> None:
-        self.limits = replace(LIMITS, **limits)
-        self.now = 0.0
-        self.queue: deque[Event] = deque()
-        self.workers: dict[str, FakeWorker] = {}
-        self.num_requests = 0
-        self.num_workers = 0
-        self.unanswered: dict[str, Request] = {}  # what gateways wait for
-        self.unacknowledged: dict[Attempt, Request] = {}  # what the broker keeps, in order
-        self.undelivered: set[Attempt] = set()
-        self.answered: set[Attempt] = set()  # ended by a worker
-        self.acknowledged: dict[Attempt, Request] = {}  # by the present scheduler
-        self.start_scheduler()
-
-    def start_scheduler(self) -> None:
-        self.scheduler = Scheduler(self.limits, policies("fcfs"), ADAPTERS)
-        self.started_s = self.now
-        self.known: set[Attempt] = set()
-        self.waiting: set[Attempt] = set()
-        self.acknowledged.clear()
-
-    # The broker.
-
-    def publish(self, request: Request) -> None:
-        key = (request.request_id, request.attempt)
-        self.unacknowledged[key] = request
-        self.undelivered.add(key)
-        self.queue.append(RequestArrived(request=request))
-
-    def deliver(self) -> None:
-        event = self.queue.popleft()
-        if isinstance(event, RequestArrived):
-            request = event.request
-            key = (request.request_id, request.attempt)
-            if key not in self.unacknowledged:
-                return  # a second delivery over a connection that is gone
-            self.undelivered.discard(key)
-            if key not in self.known:
-                self.known.add(key)
-                self.waiting.add(key)
-        self.hear(event)
-
-    def deliver_all(self) -> None:
-        while self.queue:
-            self.deliver()
-
-    def hear(self, event: Event) -> None:
-        for command in self.scheduler.handle(event, self.now):
-            self.carry_out(command)
-        self.scheduler.check_invariants()
-
-    # What is decided.
-
-    def carry_out(self, command: Command) -> None:
-        match command:
-            case Admit():
-                self.admit(command)
-            case Adopt(request=request):
-                self.waiting.remove((request.request_id, request.attempt))
-            case AbortSequence():
-                self.abort(command)
-            case Fail():
-                self.fail(command)
-            case Done():
-                key = (command.request_id, command.attempt)
-                assert key in self.unacknowledged, "acknowledged twice"
-                assert key not in self.undelivered, "acknowledged before it came"
-                self.acknowledged[key] = self.unacknowledged.pop(key)
-                self.waiting.discard(key)
-            case Prefetch():
-                worker = self.workers.get(command.worker_id)
-                if worker is not None:
-                    self.queue.append(worker.moved(command.adapter_id, Residency.LOADING))
-            case _:
-                pass
-
-    def admit(self, command: Admit) -> None:
-        request = command.request
-        key = (request.request_id, request.attempt)
-        assert key in self.unacknowledged
-        assert key not in self.answered, "run again after its end"
-        self.waiting.remove(key)
-        turn = self.turn(request.request_id)
-        known = self.scheduler._ledger.requests
-        waiting = (self.turn(name) for name, _ in self.waiting if name in known)
-        assert all(turn < other for other in waiting), "passed one that came before"
-        for other in self.workers.values():
-            holds = other.sequences.get(request.request_id)
-            assert holds is None or holds.attempt != request.attempt, "run twice at once"
-        worker = self.workers.get(command.worker_id)
-        if worker is None:
-            self.queue.appendleft(WorkerGone(worker_id=command.worker_id, reason="unroutable"))
-            return
-        if worker.loses_next:
-            worker.loses_next = False
-            return
-        assert request.request_id not in worker.sequences, "the worker would take it for a copy"
-        assert request.max_len <= worker.longest(request)
-        worker.sequences[request.request_id] = request
-        assert len(worker.sequences) <= worker.capacity.max_num_seqs + self.limits.admit_ahead
-        assert len(worker.sequences) - len(worker.started()) <= self.limits.admit_ahead
-        if request.adapter_id is not None and request.adapter_id not in worker.resident:
-            worker.resident.add(request.adapter_id)
-            self.queue.append(worker.moved(request.adapter_id, Residency.RESIDENT))
-
-    def turn(self, request_id: str) -> tuple[float, str]:
-        """A later attempt keeps the place of the first."""
-        return self.scheduler._ledger.requests[request_id].first_arrived_s, request_id
-
-    def abort(self, command: AbortSequence) -> None:
-        """The worker ends it some time later: a step may be running with it."""
-        worker = self.workers.get(command.worker_id)
-        if worker is not None and command.request_id in worker.sequences:
-            worker.aborting.add(command.request_id)
-
-    def end_aborted(self, worker: FakeWorker) -> None:
-        for name in sorted(worker.aborting):
-            self.leave(worker, worker.sequences[name])
-
-    def leave(self, worker: FakeWorker, sequence: Request) -> None:
-        del worker.sequences[sequence.request_id]
-        worker.aborting.discard(sequence.request_id)
-        self.queue.append(
-            SequenceEnded(
-                worker_id=worker.name,
-                request_id=sequence.request_id,
-                attempt=sequence.attempt,
-                num_output_tokens=sequence.max_tokens,
-            )
+    def begin(
+        self, charge_rule: ChargeRule, class_rule: ClassRule, *, guesses: bool, **limits: int
+    ) -> None:
+        self.open_world(
+            replace(LIMITS, **limits),
+            replace(KNOBS, charge_rule=charge_rule, class_rule=class_rule),
+            HalfPredictor() if guesses else MaxTokensPredictor(),
         )
-
-    def fail(self, command: Fail) -> None:
-        """The gateway sends again what was lost, and passes any other failure on."""
-        request = command.request
-        expected = self.unanswered.get(request.request_id)
-        if expected is None or expected.attempt != request.attempt:
-            return
-        if command.failure is Failure.WORKER_LOST:
-            again = replace(request, attempt=request.attempt + 1)
-            self.unanswered[request.request_id] = again
-            self.publish(again)
-        else:
-            del self.unanswered[request.request_id]
 
     # What happens.
 
     @rule(
         prompt=st.sampled_from([1, 16, 100, 200]),
         max_tokens=st.sampled_from([1, 16, 100]),
-        adapter_id=st.sampled_from([None, None, "a", "b", "huge", "unheard-of"]),
+        adapter_id=st.sampled_from([None, "a", "a", "b", "b", "c", "huge", "unheard-of"]),
     )
     def submit(self, prompt: int, max_tokens: int, adapter_id: str | None) -> None:
         self.num_requests += 1
@@ -249,7 +110,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.waiting == waited_before
 
     @rule(
-        max_num_seqs=st.integers(1, 3),
+        max_num_seqs=st.integers(1, 4),
         num_blocks=st.sampled_from([8, 20, 40]),
         tells_folder=st.booleans(),
     )
@@ -266,6 +127,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 max_model_len=280,
             ),
             adapter_bytes={known.adapter_id: known.size_bytes for known in ADAPTERS},
+            predict=self.predictor.predict,
         )
         self.workers[worker.name] = worker
         if tells_folder:
@@ -294,13 +156,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         worker = self.workers[data.draw(st.sampled_from(busy))]
         sequence = data.draw(st.sampled_from(worker.started() or [*worker.sequences.values()]))
         self.answer(worker, sequence)
-
-    def answer(self, worker: FakeWorker, sequence: Request) -> None:
-        self.answered.add((sequence.request_id, sequence.attempt))
-        expected = self.unanswered.get(sequence.request_id)
-        if expected is not None and expected.attempt == sequence.attempt:
-            del self.unanswered[sequence.request_id]
-        self.leave(worker, sequence)
 
     @rule(data=st.data(), says_goodbye=st.booleans())
     @precondition(lambda self: self.workers)
@@ -333,6 +188,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         adapter_id = data.draw(st.sampled_from(sorted(worker.resident)))
         worker.resident.remove(adapter_id)
         self.queue.append(worker.moved(adapter_id, Residency.ABSENT))
+
+    @rule(data=st.data(), is_there=st.booleans())
+    @precondition(lambda self: any(w.loading for w in self.workers.values()))
+    def end_load(self, data: st.DataObject, *, is_there: bool) -> None:
+        loading = sorted(name for name, worker in self.workers.items() if worker.loading)
+        self.end_loads(self.workers[data.draw(st.sampled_from(loading))], is_there=is_there)
+
+    @rule(data=st.data(), num_blocks=st.integers(0, 8))
+    @precondition(lambda self: self.workers)
+    def overrun(self, data: st.DataObject, num_blocks: int) -> None:
+        """Answers are longer than predicted; or it ends again."""
+        name = data.draw(st.sampled_from(sorted(self.workers)))
+        self.workers[name].overrun_blocks = num_blocks
 
     @rule()
     def restart_scheduler(self) -> None:
@@ -377,6 +245,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(100):
             for worker in self.workers.values():
                 worker.loses_next = False
+                worker.overrun_blocks = 0
                 self.end_aborted(worker)
                 for sequence in worker.started():
                     self.answer(worker, sequence)
@@ -389,11 +258,38 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 pytestmark = pytest.mark.timeout(600)  # shrinking a failure takes minutes
 
-SchedulerMachine.TestCase.settings = settings(
-    max_examples=100,
+SETTINGS = settings(
+    max_examples=60,
     stateful_step_count=60,
     deadline=None,
     phases=(Phase.reuse, Phase.generate, Phase.shrink),  # explaining takes minutes as well
     suppress_health_check=[HealthCheck.too_slow],
 )
-TestScheduler = SchedulerMachine.TestCase
+
+
+class FirstComeFirstServed(SchedulerMachine):
+    policy = "fcfs"
+
+
+class ShortestFirst(SchedulerMachine):
+    policy = "sjf"
+
+
+class Chameleon(SchedulerMachine):
+    policy = "chameleon"
+
+
+class Anole(SchedulerMachine):
+    policy = "anole"
+
+
+def test_every_policy_is_tried() -> None:
+    assert {machine.policy for machine in SchedulerMachine.__subclasses__()} == set(ADMISSIONS)
+
+
+for machine in SchedulerMachine.__subclasses__():
+    machine.TestCase.settings = SETTINGS
+TestFirstComeFirstServed = FirstComeFirstServed.TestCase
+TestShortestFirst = ShortestFirst.TestCase
+TestChameleon = Chameleon.TestCase
+TestAnole = Anole.TestCase

@@ -1,6 +1,8 @@
 """A worker as the scheduler's core meets it: what it runs, and what it reports."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from anole_scheduler.core.events import AdapterMoved, WorkerSeen
 from anole_scheduler.core.memory import Budget, Capacity, Charge
@@ -20,7 +22,11 @@ class FakeWorker:
     aborting: set[str] = field(default_factory=set)
     is_muted: bool = False
     loses_next: bool = False
+    loading: set[str] = field(default_factory=set)
     adapter_bytes: dict[str, int] = field(default_factory=dict)
+    overrun_blocks: int = 0
+    """Taken beyond what was predicted."""
+    predict: Callable[[Request], int] = attrgetter("max_tokens")
 
     def started(self) -> list[Request]:
         return [sequence for sequence, _ in self._started()]
@@ -42,12 +48,13 @@ class FakeWorker:
 
     def _charge(self, sequence: Request) -> Charge:
         adapter_bytes = self.adapter_bytes.get(sequence.adapter_id or "", 0)
-        num_blocks = div_ceil(sequence.max_len, self.capacity.block_size)
+        num_tokens = sequence.num_prompt_tokens + self.predict(sequence)
+        num_blocks = div_ceil(num_tokens, self.capacity.block_size)
         return Charge(num_blocks, sequence.adapter_id, adapter_bytes)
 
     def num_free_blocks(self) -> int:
         owned = sum(charge.num_blocks for _, charge in self._started())
-        return self.capacity.num_blocks - owned
+        return max(self.capacity.num_blocks - owned - self.overrun_blocks, 0)
 
     def report(self) -> WorkerSeen:
         return WorkerSeen(

@@ -17,9 +17,9 @@ from anole_scheduler.core.events import (
     WorkerGone,
     WorkerSeen,
 )
+from anole_scheduler.core.knobs import PolicyKnobs
 from anole_scheduler.core.limits import Limits
 from anole_scheduler.core.memory import Capacity
-from anole_scheduler.core.policies.knobs import PolicyKnobs
 from anole_scheduler.core.policies.standard import policies
 from anole_scheduler.core.predictor import Predictor
 from anole_scheduler.core.request import Progress, Request

@@ -150,6 +150,8 @@ class Attendance:
 
     def _lose(self, worker: Worker, reason: str, now: float) -> None:
         self._cluster.leave(worker, now)
+        if worker.reserved_for is not None:
+            self._ledger.requests[worker.reserved_for].reserved_at = None
         self._ledger.commands.append(ForgetWorker(worker_id=worker.worker_id, reason=reason))
         for request_id in worker.admitted():
             progress = self._ledger.requests[request_id]

@@ -51,24 +51,26 @@ class Dispatcher:
         self._ledger.fail(progress, refusal)
         return Outcome.REFUSED
 
-    def load(self, progress: Progress, worker: Worker) -> bool:
-        """Ask for the request's adapter, once on its account."""
-        if worker.num_loading >= self._limits.max_loads:
-            return False
-        self._ledger.prefetch(progress, worker)
-        return True
+    def load(self, progress: Progress) -> bool:
+        """Have the request's adapter loaded where the request will fit best."""
+        worker = self.choose(progress, self._loads_few)
+        if worker is not None:
+            self._ledger.prefetch(progress, worker)
+        return worker is not None
+
+    def _loads_few(self, worker: Worker) -> bool:
+        return worker.num_loading < self._limits.max_loads
 
     def squash(self, progress: Progress, reason: str) -> None:
         """Stop a running request; it fails as SQUASHED when its worker has let go of it."""
         self._ledger.squash(progress, reason)
 
-    def reserve(self, progress: Progress) -> bool:
-        """Keep the least loaded worker that can ever run the request free for it."""
+    def reserve(self, progress: Progress, worker: Worker | None = None) -> bool:
+        """Keep a worker free for the request; by itself the least loaded that can ever run it."""
         able = (
-            worker
-            for worker in self._cluster.workers
-            if worker.reserved_for is None
-            and worker.can_ever_run(progress.request, progress.adapter)
+            each
+            for each in ([worker] if worker else self._cluster.workers)
+            if each.reserved_for is None and each.can_ever_run(progress.request, progress.adapter)
         )
         worker = min(able, key=lambda worker: worker.load, default=None)
         if worker is None:
@@ -88,5 +90,5 @@ class Dispatcher:
                 continue
             able = (w for w in workers if w.can_ever_run(progress.request, progress.adapter))
             worker = min(able, key=lambda worker: worker.load, default=None)
-            if worker is not None:
-                self.load(progress, worker)
+            if worker is not None and self._loads_few(worker):
+                self._ledger.prefetch(progress, worker)

@@ -45,16 +45,22 @@ class Dispatch(Protocol):
         """The worker that offer() would give it to."""
         ...
 
-    def load(self, progress: Progress, worker: Worker) -> bool:
-        """Ask the worker for the request's adapter; False where enough are on their way to it."""
+    def load(self, progress: Progress) -> bool:
+        """Have the request's adapter loaded by the best worker that has room for the request.
+
+        False where there is none, or enough adapters are on their way to each.
+        """
         ...
 
     def squash(self, progress: Progress, reason: str) -> None:
         """Have a running request stopped and sent again."""
         ...
 
-    def reserve(self, progress: Progress) -> bool:
-        """Give one worker nothing else until it has got this request; False where none can be."""
+    def reserve(self, progress: Progress, worker: Worker | None = None) -> bool:
+        """Give a worker nothing else until it has got this request; False where none can be.
+
+        worker: this one; None: the least loaded that can ever run it.
+        """
         ...
 
 

@@ -125,22 +125,31 @@ class Worker:
         bare = Charge(charge.num_blocks, None, 0)
         return not self.ahead and self._fits_now(bare) and not self._fits_now(charge)
 
+    def missing_bytes(self, progress: Progress) -> int:
+        """What is lacking for the request to start; at most 0 if nothing is."""
+        needed = self.used_bytes + self.budget.needed(self.charge_of(progress))
+        return needed - self.capacity.memory_bytes
+
+    def fits_without(self, progress: Progress, other: RequestId) -> bool:
+        """Whether the request would have the memory to start if the other were not there."""
+        charge = self.started.get(other)
+        if charge is None or self.ahead:
+            return False
+        return self.missing_bytes(progress) <= self.budget.freed(charge)
+
     def has_room(self, progress: Progress) -> bool:
         """Whether the request may be given to it now."""
-        if self.reserved_for not in {None, progress.request.request_id}:
+        if self.reserved_for is not None and self.reserved_for != progress.request.request_id:
             return False
-        return self.has_place_ahead or self.can_start(progress)
+        if self.has_place_ahead:
+            return True
+        return self._has_seat and self.can_start(progress)
 
     @property
     def has_place_ahead(self) -> bool:
         """Whether a request that cannot start yet may be given to it."""
         seats = self.capacity.max_num_seqs + self._admit_ahead
         return len(self.ahead) < self._admit_ahead and self.num_admitted + len(self.foreign) < seats
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there may be room for some request."""
-        return self.has_place_ahead or (not self.ahead and self._has_seat)
 
     @property
     def _has_seat(self) -> bool:

@@ -1,0 +1,261 @@
+"""One line a size class, with quotas: Chameleon's scheduler."""
+
+from itertools import chain, zip_longest
+
+from anole_scheduler.core.accounts import Accounts
+from anole_scheduler.core.classes import SizeClasses
+from anole_scheduler.core.knobs import PolicyKnobs
+from anole_scheduler.core.pace import Pace
+from anole_scheduler.core.policies.bypass import Bypass
+from anole_scheduler.core.policy import Dispatch, Outcome
+from anole_scheduler.core.queues import Line
+from anole_scheduler.core.request import Progress
+from anole_scheduler.core.size import measure_of
+from anole_scheduler.core.worker import Worker
+from anole_shared.ids import AdapterId, RequestId, WorkerId
+
+_NEVER = float("inf")
+
+
+class _Queue:
+    """The line of one class."""
+
+    def __init__(self) -> None:
+        self.line = Line()
+        self.is_blocked = False
+        """Whether the head was turned away and nothing has changed since."""
+        self.is_passed = False
+        """Whether that was for want of room for its adapter, so that others may pass it."""
+        self.blocked_since_s = _NEVER
+        """When its present head was turned away first."""
+
+    def unblock(self) -> None:
+        """Its head is another, or the first."""
+        self.is_blocked = self.is_passed = False
+        self.blocked_since_s = _NEVER
+
+
+class ClassQueues:
+    """Admission as in Chameleon (MICRO'25), sections 4.3.1 to 4.3.5, over several workers.
+
+    Phase one: each class, from the smallest, in order of arrival, as far as its quotas go. Phase
+    two, in the same order: with what classes without waiting requests have left. A head that does
+    not fit blocks its own class; only for want of room for its adapter others may pass it.
+
+    Of our own: each worker has its quotas, and the worker is chosen by placement among those where
+    the class has enough left. Where a worker's seats are fewer than its tokens would serve, small
+    requests could keep a large one waiting for ever: a head that has found no room for patience_s
+    gets a worker reserved, and quotas do not count there.
+    """
+
+    def __init__(self, classes: SizeClasses, accounts: Accounts, knobs: PolicyKnobs) -> None:
+        self._classes = classes
+        self._accounts = accounts
+        self._knobs = knobs
+        self._pace = Pace()
+        self._bypass = Bypass(self._pace, knobs.squash_share)
+        self._queues = [_Queue()]
+        self._class_of: dict[RequestId, int] = {}
+        self._allotted_for: object = None
+        """The workers that quotas were made for last."""
+        self._impatient_s = _NEVER
+        """When the next head has waited for too long."""
+
+    def __len__(self) -> int:
+        return len(self._class_of)
+
+    def __contains__(self, request_id: RequestId) -> bool:
+        return request_id in self._class_of
+
+    def push(self, progress: Progress, now: float) -> None:
+        measure = measure_of(progress)
+        self._classes.observe(measure, now)
+        self._enqueue(progress, self._classes.class_of(measure))
+
+    def _enqueue(self, progress: Progress, size_class: int) -> None:
+        queue = self._queues[size_class]
+        queue.line.push((progress.first_arrived_s,), progress)
+        self._class_of[progress.request.request_id] = size_class
+        if queue.line.head() is progress:
+            queue.unblock()
+        elif queue.is_passed and len(queue.line) <= self._knobs.bypass_depth + 1:
+            queue.is_blocked = False
+
+    def remove(self, progress: Progress) -> None:
+        request_id = progress.request.request_id
+        queue = self._queues[self._class_of.pop(request_id)]
+        self._bypass.forget(progress)
+        if queue.line.remove(request_id):
+            queue.unblock()
+
+    def running(self, progress: Progress, worker: Worker, now: float) -> None:  # noqa: ARG002
+        self._accounts.take(progress, worker)
+        self._bypass.running(progress, worker)
+
+    def ended(self, progress: Progress, now: float) -> None:
+        self._accounts.give_back(progress, now)
+        self._bypass.ended(progress)
+        self._pace.learn(progress, now)
+
+    def room_changed(self) -> None:
+        for queue in self._queues:
+            queue.is_blocked = False
+
+    def adapter_moved(self, adapter_id: AdapterId) -> None:
+        pass
+
+    def worker_left(self, worker_id: WorkerId) -> None:
+        self._accounts.forget(worker_id)
+
+    def admit(self, dispatch: Dispatch, now: float) -> None:
+        """Form what the paper calls a batch: both phases."""
+        if self._classes.is_due(now):
+            self._refresh(now)
+        if self._allotted_for is not dispatch.workers:
+            self._accounts.allot(dispatch.workers)
+            self._allotted_for = dispatch.workers
+        if now >= self._impatient_s:
+            self._reserve(dispatch, now)
+        opened = [number for number, queue in enumerate(self._queues) if not queue.is_blocked]
+        for size_class in opened:
+            self._serve(size_class, dispatch, now)
+        if self._knobs.lends and opened and len(self._queues) > 1:
+            self._lend(opened, dispatch)
+
+    def _refresh(self, now: float) -> None:
+        """Classes anew; who waits is sorted in again, in order of arrival."""
+        if not self._classes.refresh(now):
+            return
+        waiting = [progress for queue in self._queues for progress in queue.line]
+        self._queues = [_Queue() for _ in range(self._classes.count)]
+        for progress in waiting:
+            self._enqueue(progress, self._classes.class_of(measure_of(progress)))
+        self._accounts.measure_demand(now)
+        self._allotted_for = None
+
+    def _reserve(self, dispatch: Dispatch, now: float) -> None:
+        """Keep a worker free for each head that has waited for too long."""
+        self._impatient_s = _NEVER
+        for queue in sorted(self._queues, key=lambda queue: queue.blocked_since_s):
+            due_s = queue.blocked_since_s + self._knobs.patience_s
+            head = queue.line.head()
+            if head is None or due_s == _NEVER:
+                continue
+            is_reserved = head.reserved_at is not None
+            if now < due_s:
+                self._impatient_s = min(self._impatient_s, due_s)
+            elif not is_reserved and dispatch.reserve(head):
+                queue.is_blocked = False
+            elif not is_reserved:
+                self._impatient_s = now  # all workers are reserved: when one is not any more
+
+    def _serve(self, size_class: int, dispatch: Dispatch, now: float) -> None:
+        """Phase one for one class."""
+        queue = self._queues[size_class]
+        while (head := queue.line.head()) is not None:
+            if dispatch.offer(head, self._within_quota(head, size_class)) is not Outcome.NO_ROOM:
+                continue
+            queue.is_blocked = True
+            if queue.blocked_since_s == _NEVER:
+                queue.blocked_since_s = now
+                self._impatient_s = min(self._impatient_s, now + self._knobs.patience_s)
+            if self._knobs.bypasses:
+                self._let_pass(queue, head, size_class, dispatch, now)
+            return
+
+    def _within_quota(self, progress: Progress, size_class: int) -> "_MayUse":
+        return _MayUse(self._accounts, progress, size_class)
+
+    def _let_pass(
+        self, queue: _Queue, head: Progress, size_class: int, dispatch: Dispatch, now: float
+    ) -> None:
+        """Let others of the class run where only head's adapter has no room; undo it if wrong."""
+        if head.reserved_at is not None:
+            return
+        victim = self._bypass.victim(head, dispatch.workers)
+        if victim is not None:
+            other, worker = victim
+            dispatch.reserve(head, worker)
+            dispatch.squash(other, f"{head.request.request_id}, which it passed, needs its room")
+            return
+        may_use = self._within_quota(head, size_class)
+        short = [w for w in dispatch.workers if may_use(w) and w.lacks_only_adapter_room(head)]
+        queue.is_passed = bool(short)
+        if not short:
+            return
+        for other in queue.line.first(self._knobs.bypass_depth + 1)[1:]:
+            own = self._within_quota(other, size_class)
+            passing = {
+                w
+                for w in short
+                if own(w) and w.can_start(other) and self._bypass.waits_longer(head, other, w, now)
+            }
+            if passing and dispatch.offer(other, passing.__contains__) is Outcome.STARTED:
+                self._bypass.note(head, other)
+
+    def _lend(self, opened: list[int], dispatch: Dispatch) -> None:
+        """Phase two: the borrower is charged and may go above its share, within the pool."""
+        empty = [number for number, queue in enumerate(self._queues) if not queue.line]
+        if not empty or len(empty) == len(self._queues):
+            return
+        spare = {
+            worker.worker_id: sum(self._accounts.quotas(worker).available(c) for c in empty)
+            for worker in dispatch.workers
+        }
+        for size_class in opened:
+            line = self._queues[size_class].line
+            while (head := line.head()) is not None:
+                loan = _Loan(self._accounts, head, spare)
+                needs = {w.worker_id: self._accounts.need(head, w) for w in dispatch.workers}
+                outcome = dispatch.offer(head, loan)
+                if outcome is Outcome.NO_ROOM:
+                    break
+                if outcome is Outcome.STARTED and head.worker_id is not None:
+                    spare[head.worker_id] -= needs[head.worker_id]
+
+    def upcoming(self, count: int) -> list[Progress]:
+        """The heads of all classes, the smallest class first, then those behind them."""
+        if len(self._queues) == 1:
+            return self._queues[0].line.first(count)
+        rows = zip_longest(*(queue.line.first(count) for queue in self._queues))
+        return [progress for progress in chain.from_iterable(rows) if progress][:count]
+
+    def check_invariants(self) -> None:
+        self._accounts.check_invariants()
+        assert len(self._queues) == self._classes.count
+        assert sum(len(queue.line) for queue in self._queues) == len(self._class_of)
+        for number, queue in enumerate(self._queues):
+            queue.line.check_invariants()
+            assert all(self._class_of[p.request.request_id] == number for p in queue.line)
+
+
+class _MayUse:
+    """Workers where a request's class has enough left, or that are reserved for it."""
+
+    __slots__ = ("_accounts", "_progress", "_size_class")
+
+    def __init__(self, accounts: Accounts, progress: Progress, size_class: int) -> None:
+        self._accounts = accounts
+        self._progress = progress
+        self._size_class = size_class
+
+    def __call__(self, worker: Worker) -> bool:
+        if worker.reserved_for == self._progress.request.request_id:
+            return True
+        return self._accounts.allows(self._progress, self._size_class, worker)
+
+
+class _Loan:
+    """Workers where classes without waiting requests have enough left between them."""
+
+    __slots__ = ("_accounts", "_progress", "_spare")
+
+    def __init__(self, accounts: Accounts, progress: Progress, spare: dict[WorkerId, int]) -> None:
+        self._accounts = accounts
+        self._progress = progress
+        self._spare = spare
+
+    def __call__(self, worker: Worker) -> bool:
+        need = self._accounts.need(self._progress, worker)
+        within_pool = self._accounts.quotas(worker).unused
+        return need <= min(self._spare[worker.worker_id], within_pool)
