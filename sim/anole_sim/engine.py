@@ -113,9 +113,7 @@ class Engine:
                 self._load_ahead(now)
         if not self.running:
             return None
-        self._choose_chunks()
-        is_apart = bool(self._chunks) and not self.options.is_chunked
-        self._with_decodes = self.decoding.num > 0 and not is_apart
+        self._with_decodes = self._choose_chunks()
         if self._with_decodes:
             self._make_decode_room(now)
         if not self._with_decodes and not self._chunks:
@@ -228,23 +226,30 @@ class Engine:
             if sequence.has_no_room:
                 return
 
-    def _choose_chunks(self) -> None:
-        self._chunks = []
+    def _choose_chunks(self) -> bool:
+        """What of the prompts the step runs; whether the decodes run, too."""
+        decoding = self.decoding
         if not self._prefilling:
-            return
+            self._chunks = []
+            return decoding.num > 0
         if not self.options.is_chunked:
             self._chunks = [(one, one.prompt) for _, _, one in self._prefilling]
-            return
+            return False
         backlog = sum(one.prompt - one.prefilled for _, _, one in self._prefilling)
-        left = self._pace.tokens(
-            rows=self.decoding.num, context=self.decoding.context, backlog=backlog
-        )
+        share = self._pace.share(rows=decoding.num, context=decoding.context, backlog=backlog)
+        self._chunks = self._cut(share.prompt_tokens)
+        return share.with_decodes and decoding.num > 0
+
+    def _cut(self, num_tokens: int) -> list[tuple[Sequence, int]]:
+        """The first so many tokens of the prompts in their order."""
+        chunks: list[tuple[Sequence, int]] = []
         for _, _, one in self._prefilling:
-            if left <= 0:
-                return
-            count = min(left, one.prompt - one.prefilled)
-            self._chunks.append((one, count))
-            left -= count
+            if num_tokens <= 0:
+                break
+            count = min(num_tokens, one.prompt - one.prefilled)
+            chunks.append((one, count))
+            num_tokens -= count
+        return chunks
 
     def _seconds(self) -> float:
         rows = self.decoding.num if self._with_decodes else 0

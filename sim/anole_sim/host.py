@@ -92,7 +92,11 @@ class Host:
 
     def prefetch(self, adapter_id: AdapterId, now: float) -> None:
         """Load an adapter that a waiting request will need."""
-        self.engine.prefetch(self._adapters[adapter_id], now)
+        adapter = self._adapters[adapter_id]
+        self.engine.prefetch(adapter, now)
+        if self.engine.loads.residency(adapter) is Residency.ABSENT:
+            # Said at once, lest the scheduler wait for what does not come.
+            self.engine.loads.moved.append((adapter, Residency.ABSENT))
 
     def abort(self, request_id: RequestId, now: float) -> None:
         """Stop a request; the engine tells when it has."""

@@ -1,10 +1,10 @@
-"""In which order a simulated worker runs prompts, and how many of their tokens a step takes."""
+"""In which order a simulated worker runs prompts, and what of them each step takes."""
 
 from typing import Protocol
 
 from anole_sim.profile import Profile
 from anole_sim.sequence import Sequence
-from anole_worker.core.step_budget import StepBudget
+from anole_worker.core.step_budget import StepBudget, StepShare
 
 
 class Pace(Protocol):
@@ -14,8 +14,8 @@ class Pace(Protocol):
         """The smallest is run first, of equal ones the one that started first."""
         ...
 
-    def tokens(self, *, rows: int, context: int, backlog: int) -> int:
-        """Prompt tokens of the next step."""
+    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:
+        """What the next step runs; backlog: prompt tokens that wait."""
         ...
 
     def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None: ...
@@ -30,14 +30,14 @@ class Fixed:
     def key(self, sequence: Sequence, profile: Profile) -> float:  # noqa: ARG002
         return 0.0
 
-    def tokens(self, *, rows: int, context: int, backlog: int) -> int:  # noqa: ARG002
-        return max(1, self._token_budget - rows)
+    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:  # noqa: ARG002
+        return StepShare(min(backlog, max(1, self._token_budget - rows)), with_decodes=rows > 0)
 
     def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None:
         pass
 
 
-class Bounded:
+class Shared:
     """The worker's step budget; prompts by virtual deadline: when they came, and their cost."""
 
     def __init__(self, budget: StepBudget, weight: float) -> None:
@@ -48,8 +48,8 @@ class Bounded:
     def key(self, sequence: Sequence, profile: Profile) -> float:
         return sequence.arrived_s + self._weight * profile.prefill_s(sequence.prompt, sequence.rank)
 
-    def tokens(self, *, rows: int, context: int, backlog: int) -> int:
-        return self._budget.tokens(rows=rows, context=context, backlog=backlog)
+    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:
+        return self._budget.share(rows=rows, context=context, backlog=backlog)
 
     def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None:
         self._budget.seconds.learn(

@@ -3,9 +3,9 @@
 import gc
 from dataclasses import dataclass, replace
 
+from anole_scheduler.core.knobs import PolicyKnobs
 from anole_scheduler.core.limits import Limits
 from anole_scheduler.core.memory import Capacity
-from anole_scheduler.core.policies.knobs import PolicyKnobs
 from anole_scheduler.core.policies.standard import policies
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.scheduler import Scheduler
@@ -17,7 +17,7 @@ from anole_sim.engine import Engine
 from anole_sim.faults import Faults
 from anole_sim.host import Host
 from anole_sim.metrics import Summary, summarise
-from anole_sim.pace import Bounded, Fixed, Pace
+from anole_sim.pace import Fixed, Pace, Shared
 from anole_sim.pool import Pool
 from anole_sim.predictors import PREDICTORS
 from anole_sim.profile import Link, Profile
@@ -136,8 +136,7 @@ def _engine(system: System, profile: Profile, link: Link) -> Engine:
 def _pace(system: System) -> Pace:
     if system.pace == "fixed":
         return Fixed(2048)
-    budget = StepBudget(token_gap_s=0.15, first_token_s=0.3, min_tokens=64, max_tokens=8192)
-    return Bounded(budget, 5.0)
+    return Shared(StepBudget(longest_s=system.longest_s, alone_share=system.alone_share), 0.0)
 
 
 def _capacity(system: System, profile: Profile) -> Capacity:

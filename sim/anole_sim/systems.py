@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from anole_scheduler.core.knobs import ChargeRule
 from anole_sim.options import EngineOptions
 
 
@@ -31,7 +32,9 @@ class System:
     max_loads: int = 2
     predictor: str = "perfect"
     pace: str = "fixed"
-    """How prompts are cut where the engine cuts them: fixed, or bounded by both latencies."""
+    """How prompts are cut where the engine cuts them: fixed, or shared (the worker's budget)."""
+    longest_s: float = 0.3
+    alone_share: float = 0.15
 
 
 _SLORA = System(
@@ -89,7 +92,72 @@ _SYSTEMS += (
         what="the same, with the worker's step budget",
         engine=EngineOptions(is_blocking=False, is_chunked=True),
         eviction="gdsf",
-        pace="bounded",
+        pace="shared",
+    ),
+)
+_CHAMELEON = System(
+    name="chameleon",
+    what="Chameleon to the letter: size classes, quotas, bypass, its cache, prefetch, every step",
+    policy="chameleon",
+    engine=EngineOptions(),
+    eviction="chameleon",
+    max_prefetch=64,
+)
+_ANOLE = System(
+    name="anole",
+    what="Anole: virtual deadlines, resident adapters first, loads beside steps, GDSF, step budget",
+    policy="anole",
+    engine=EngineOptions(is_chunked=True, is_blocking=False),
+    eviction="gdsf",
+    admission="fits",
+    max_prefetch=8,
+    pace="shared",
+)
+_SYSTEMS += (
+    _CHAMELEON,
+    replace(
+        _CHAMELEON,
+        name="chameleon-10",
+        what="the same, with S-LoRA's admission every 10 steps",
+        engine=replace(_CHAMELEON.engine, admit_every=10),
+    ),
+    replace(
+        _CHAMELEON,
+        name="chameleon-nocache",
+        what="Chameleon's scheduler alone: adapters dropped after use",
+        engine=replace(_SLORA.engine, admit_every=1),
+    ),
+    replace(
+        _CHAMELEON,
+        name="chameleon-nocache-10",
+        what="the same, with S-LoRA's admission every 10 steps",
+        engine=_SLORA.engine,
+    ),
+    replace(
+        _CHAMELEON,
+        name="chameleon-tokens",
+        what="Chameleon, but quotas charge tokens only, not each request for a shared adapter",
+        knobs={"charge_rule": ChargeRule.TOKENS},
+    ),
+    replace(
+        _CHAMELEON,
+        name="sjf",
+        what="S-LoRA+SJF: shortest predicted output first, with ageing, adapters dropped",
+        policy="sjf",
+        engine=replace(_SLORA.engine, admit_every=1),
+    ),
+    _ANOLE,
+    replace(
+        _ANOLE,
+        name="anole-separate",
+        what="Anole's policy on S-LoRA's engine with loads beside steps: prompts apart",
+        engine=EngineOptions(is_blocking=False),
+    ),
+    replace(
+        _ANOLE,
+        name="anole-fcfs",
+        what="Anole's engine behind first come, first served",
+        policy="fcfs",
     ),
 )
 SYSTEMS = {system.name: system for system in _SYSTEMS}
