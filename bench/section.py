@@ -59,6 +59,7 @@ SECTIONS = {
         Section("memory", "bytes held for an adapter against its weights; unused bytes"),
         Section("stalls", "a running stream's longest gap while adapters load"),
         Section("policies", "which eviction policy hits most (simulated, the real ledger)"),
+        Section("decisions", "events a second of the scheduler's core with a long line, by policy"),
         Section("overhead", "the whole stack over HTTP against the worker alone"),
     )
 }

@@ -134,12 +134,14 @@ class Attendance:
         ]
 
     def _learn(self, worker: Worker, folder: Iterable[Adapter]) -> None:
-        worker.folder = {adapter.adapter_id: adapter for adapter in folder}
-        learnt = self._registry.learn(worker.folder.values(), self._cluster.workers)
+        self._cluster.version += 1
+        found = {adapter.adapter_id: adapter for adapter in folder}
+        worker.folder = found
+        learnt = self._registry.learn(found.values(), self._cluster.workers)
         if worker.worker_id == min(known.worker_id for known in self._cluster.workers):
             # One worker's folder is recorded again whenever it tells of it, so that a store that
             # has lost its data gets it back; one worker's, to keep the writes few.
-            known = (self._registry.get(adapter_id) for adapter_id in worker.folder)
+            known = (self._registry.get(adapter_id) for adapter_id in found)
             learnt = [adapter for adapter in known if adapter is not None]
         self._ledger.commands += [RecordAdapter(adapter=adapter) for adapter in learnt]
         missing = self._registry.forget_missing(self._cluster.workers)

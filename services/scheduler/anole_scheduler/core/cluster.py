@@ -16,6 +16,8 @@ class Cluster:
         """In order of id."""
         self.empty_since_s = float("-inf")
         """When the last worker left; means something only while there is none."""
+        self.version = 0
+        """Changes with the workers and with what is in their folders."""
         self._by_id: dict[WorkerId, Worker] = {}
         self._refused: dict[WorkerId, float] = {}
         self._folders: dict[WorkerId, tuple[float, Sequence[Adapter]]] = {}
@@ -57,6 +59,7 @@ class Cluster:
             self.empty_since_s = now
 
     def _sort(self) -> None:
+        self.version += 1
         self.workers = tuple(worker for _, worker in sorted(self._by_id.items()))
 
     def keep_folder(self, worker_id: WorkerId, folder: Sequence[Adapter], now: float) -> None:

@@ -35,18 +35,33 @@ class Dispatcher:
     def workers(self) -> Sequence[Worker]:
         return self._cluster.workers
 
-    def choose(self, progress: Progress, may_use: MayUse | None = None) -> Worker | None:
+    def choose(
+        self,
+        progress: Progress,
+        may_use: MayUse | None = None,
+        among: Sequence[Worker] | None = None,
+    ) -> Worker | None:
         """The best worker that has room and may be used."""
-        return self._placement.choose(progress, self._cluster.workers, may_use)
+        workers = self._cluster.workers if among is None else among
+        return self._placement.choose(progress, workers, may_use)
 
-    def offer(self, progress: Progress, may_use: MayUse | None = None) -> Outcome:
+    def offer(
+        self,
+        progress: Progress,
+        may_use: MayUse | None = None,
+        among: Sequence[Worker] | None = None,
+    ) -> Outcome:
         """Start the request where it fits best; refuse it where it never will."""
-        worker = self.choose(progress, may_use)
+        worker = self.choose(progress, may_use, among)
         if worker is not None:
             self._ledger.start(progress, worker)
             return Outcome.STARTED
+        version = self._cluster.version
+        if progress.possible_since == version:
+            return Outcome.NO_ROOM
         refusal = refusal_of(progress.request, self._cluster.workers, self._registry)
         if refusal is None:
+            progress.possible_since = version
             return Outcome.NO_ROOM
         self._ledger.fail(progress, refusal)
         return Outcome.REFUSED

@@ -168,6 +168,7 @@ class Ledger:
         worker = self._cluster.get(progress.reserved_at) if progress.reserved_at else None
         if worker is not None and worker.reserved_for == progress.request.request_id:
             worker.reserved_for = None
+            self.queue.room_changed(worker)
 
     def check_invariants(self) -> None:
         """Assert that every request either waits once or is at one worker."""

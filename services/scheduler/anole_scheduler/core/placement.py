@@ -25,7 +25,9 @@ class Placement:
         fitting = [
             worker
             for worker in workers
-            if (may_use is None or may_use(worker)) and self._passes(progress, worker)
+            if worker.is_open
+            and (may_use is None or may_use(worker))
+            and self._passes(progress, worker)
         ]
         if len(fitting) <= 1:
             return fitting[0] if fitting else None

@@ -37,11 +37,24 @@ class Dispatch(Protocol):
         """Every worker, in order of id."""
         ...
 
-    def offer(self, progress: Progress, may_use: MayUse | None = None) -> Outcome:
-        """Give the request to the best of the workers that may be used, if one can take it."""
+    def offer(
+        self,
+        progress: Progress,
+        may_use: MayUse | None = None,
+        among: Sequence[Worker] | None = None,
+    ) -> Outcome:
+        """Give the request to the best of the workers that may be used, if one can take it.
+
+        among: look at these only, given in order of id; None: at all.
+        """
         ...
 
-    def choose(self, progress: Progress, may_use: MayUse | None = None) -> Worker | None:
+    def choose(
+        self,
+        progress: Progress,
+        may_use: MayUse | None = None,
+        among: Sequence[Worker] | None = None,
+    ) -> Worker | None:
         """The worker that offer() would give it to."""
         ...
 
@@ -91,8 +104,8 @@ class Admission(Protocol):
         """Its worker has it no more."""
         ...
 
-    def room_changed(self) -> None:
-        """Some worker may have room that it had not."""
+    def room_changed(self, worker: Worker | None) -> None:
+        """The worker may have room that it had not; None: any of them may."""
         ...
 
     def adapter_moved(self, adapter_id: AdapterId) -> None:

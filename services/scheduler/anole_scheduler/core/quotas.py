@@ -40,32 +40,37 @@ class Quotas:
         self.total = total
         self.allotted = [total] if num_classes == 1 else [total // num_classes] * num_classes
         self.used = [0] * num_classes
+        self._num_used = 0
 
     @property
     def unused(self) -> int:
         """Tokens of the whole pool that no class uses."""
-        return max(0, self.total - sum(self.used))
+        return max(0, self.total - self._num_used)
 
     def available(self, size_class: int) -> int:
         """What the class may still use: nothing while it is above its share, having borrowed."""
         left = self.allotted[size_class] - self.used[size_class]
-        return max(0, min(left, self.unused))
+        return max(0, min(left, self.total - self._num_used))
 
     def allot(self, allotted: Sequence[int], used: Sequence[int]) -> None:
         """New shares, perhaps of other classes; used: what runs, by the new classes."""
         assert len(allotted) == len(used)
         self.allotted, self.used = list(allotted), list(used)
+        self._num_used = sum(used)
 
     def take(self, size_class: int, tokens: int) -> None:
         """Charge a class."""
         self.used[size_class] += tokens
+        self._num_used += tokens
 
     def give_back(self, size_class: int, tokens: int) -> None:
         """Charge a class no more."""
         self.used[size_class] -= tokens
+        self._num_used -= tokens
 
     def check_invariants(self) -> None:
         """Assert that nothing is negative and no more is allotted than there is."""
         assert min(self.used) >= 0
+        assert self._num_used == sum(self.used)
         assert min(self.allotted) >= 0
         assert sum(self.allotted) <= self.total

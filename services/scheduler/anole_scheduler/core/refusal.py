@@ -35,10 +35,8 @@ def refusal_of(request: Request, workers: Sequence[Worker], registry: Registry) 
         if not having:
             return _absent(request.adapter_id, recorded, len(workers))
         workers = having
-    able = [worker for worker in workers if worker.can_load(request.adapter_id, recorded)]
-    if not able:
-        return _too_large(request, workers)
-    return _too_long(request, max(w.longest(request.adapter_id, recorded) for w in able))
+    longest = max(worker.longest(request.adapter_id, recorded) for worker in workers)
+    return _too_long(request, longest) if longest > 0 else _too_large(request, workers)
 
 
 def _has(worker: Worker, adapter_id: AdapterId) -> bool:

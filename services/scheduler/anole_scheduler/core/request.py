@@ -94,6 +94,8 @@ class Progress:
     """How many tokens it had in the end, where it ran to its end."""
     is_prefetched: bool = False
     """Whether its adapter was asked for on its account; that happens once."""
+    possible_since: int | None = None
+    """The version of the cluster at which it was found that some worker can ever run it."""
     reserved_at: WorkerId | None = None
     """The worker that may be given nothing else before it."""
 

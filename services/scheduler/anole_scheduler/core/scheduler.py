@@ -20,6 +20,7 @@ from anole_scheduler.core.events import (
     SequenceEnded,
     Tick,
     WorkerEvent,
+    WorkerSeen,
 )
 from anole_scheduler.core.ledger import Ledger
 from anole_scheduler.core.limits import Limits
@@ -102,14 +103,28 @@ class Scheduler:
             self._fail_without_workers(now)
         else:
             self._take_in(event, now)
-        if isinstance(event, AdapterMoved):
-            self._queue.adapter_moved(event.adapter_id)
-        elif not isinstance(event, RequestArrived):
-            self._queue.room_changed()
+        self._note_change(event)
         if self._queue and now >= self._settled_s:
             self._queue.admit(self._dispatcher, now)
-            self._dispatcher.look_ahead(self._queue.upcoming(self._limits.max_prefetch))
+            # Nobody new is among the first where a request came behind them.
+            num_first = self._limits.max_prefetch
+            if not isinstance(event, RequestArrived) or len(self._queue) <= num_first:
+                self._dispatcher.look_ahead(self._queue.upcoming(num_first))
         return self._ledger.commands
+
+    def _note_change(self, event: Event) -> None:
+        """Tell the policy where it is worth another try."""
+        match event:
+            case RequestArrived():
+                pass
+            case AdapterMoved():
+                self._queue.adapter_moved(event.adapter_id)
+            case SequenceEnded() | WorkerSeen():
+                worker = self._cluster.get(event.worker_id)
+                if worker is not None:
+                    self._queue.room_changed(worker)
+            case _:
+                self._queue.room_changed(None)
 
     def _take_in(self, event: RequestEvent | WorkerEvent, now: float) -> None:
         if self._first_heard_s is None:

@@ -32,8 +32,8 @@ class Worker:
         self.model = model
         self.capacity = capacity
         self.seen_s = now
-        self.folder: Mapping[AdapterId, Adapter] | None = None
-        """The adapters that it has on disk; None until it has said so: it may have any."""
+        self.is_open = True
+        """Whether there may be room for some request; a quick look before has_room()."""
         self.started: dict[RequestId, Charge] = {}
         self.ahead: dict[RequestId, Charge] = {}
         """What waits at the worker, in order."""
@@ -46,8 +46,20 @@ class Worker:
         """What the started ones take."""
         self._ahead_blocks = 0
         self._admit_ahead = admit_ahead
+        self._folder: Mapping[AdapterId, Adapter] | None = None
+        self._longest: dict[AdapterId, int] = {}
         self._presences: dict[AdapterId, Presence] = {}
         self._num_loading = 0
+
+    @property
+    def folder(self) -> Mapping[AdapterId, Adapter] | None:
+        """The adapters that it has on disk; None until it has said so: it may have any."""
+        return self._folder
+
+    @folder.setter
+    def folder(self, folder: Mapping[AdapterId, Adapter] | None) -> None:
+        self._folder = folder
+        self._longest.clear()
 
     @property
     def num_admitted(self) -> int:
@@ -80,24 +92,26 @@ class Worker:
 
     def can_ever_run(self, request: Request, recorded: Adapter | None) -> bool:
         """Whether it could run the request if it were idle; recorded: its adapter, if known."""
-        adapter_id = request.adapter_id
-        return self.can_load(adapter_id, recorded) and (
-            request.max_len <= self.longest(adapter_id, recorded)
-        )
+        return request.max_len <= self.longest(request.adapter_id, recorded)
 
     def longest(self, adapter_id: AdapterId | None, recorded: Adapter | None) -> int:
-        """Tokens of the longest request with that adapter that it can ever run."""
-        return self.capacity.longest(self._adapter_bytes(adapter_id, recorded))
+        """Tokens of the longest request with that adapter that it can ever run.
 
-    def can_load(self, adapter_id: AdapterId | None, recorded: Adapter | None) -> bool:
-        """Whether it has the adapter and memory for it, as far as is known."""
+        0 where it does not have the adapter, or no memory for it, as far as is known.
+        """
         if adapter_id is None:
-            return True
-        if self.folder is not None:
-            adapter = self.folder.get(adapter_id)
-            if adapter is None or adapter.refused is not None:
-                return False
-        return self.longest(adapter_id, recorded) > 0
+            return self.capacity.longest()
+        known = self._longest.get(adapter_id)
+        if known is not None:
+            return known
+        if self._folder is None:
+            return self.capacity.longest(0 if recorded is None else recorded.size_bytes)
+        adapter = self._folder.get(adapter_id)
+        is_served = adapter is not None and adapter.refused is None
+        longest = self.capacity.longest(adapter.size_bytes) if adapter and is_served else 0
+        if adapter is not None:
+            self._longest[adapter_id] = longest
+        return longest
 
     def charge_of(self, progress: Progress) -> Charge:
         """What the request is expected to take here."""
@@ -112,7 +126,7 @@ class Worker:
         """As it lies in this worker's folder, or as it was recorded; 0 where nobody knows."""
         if adapter_id is None:
             return 0
-        adapter = recorded if self.folder is None else self.folder.get(adapter_id)
+        adapter = recorded if self._folder is None else self._folder.get(adapter_id)
         return 0 if adapter is None else adapter.size_bytes
 
     def can_start(self, progress: Progress) -> bool:
@@ -141,23 +155,19 @@ class Worker:
         """Whether the request may be given to it now."""
         if self.reserved_for is not None and self.reserved_for != progress.request.request_id:
             return False
-        if self.has_place_ahead:
-            return True
-        return self._has_seat and self.can_start(progress)
+        return self._has_place_ahead() or (self._has_seat() and self.can_start(progress))
 
-    @property
-    def has_place_ahead(self) -> bool:
+    def _has_place_ahead(self) -> bool:
         """Whether a request that cannot start yet may be given to it."""
         seats = self.capacity.max_num_seqs + self._admit_ahead
         return len(self.ahead) < self._admit_ahead and self.num_admitted + len(self.foreign) < seats
 
-    @property
     def _has_seat(self) -> bool:
         return len(self.started) + len(self.foreign) < self.capacity.max_num_seqs
 
     def _fits_now(self, charge: Charge) -> bool:
         needed = self.used_bytes + self.budget.needed(charge)
-        return self._has_seat and needed <= self.capacity.memory_bytes
+        return self._has_seat() and needed <= self.capacity.memory_bytes
 
     def admit(self, progress: Progress) -> None:
         """Count the request as given to the worker."""
@@ -180,16 +190,18 @@ class Worker:
         self._start_next()
 
     def _start_next(self) -> None:
+        """After every change: start what can start."""
         if not self.started and not self.foreign:
             self.unexplained_blocks = 0
         while self.ahead:
             request_id, charge = next(iter(self.ahead.items()))
             if not self._fits_now(charge):
-                return
+                break
             del self.ahead[request_id]
             self._ahead_blocks -= charge.num_blocks
             self.started[request_id] = charge
             self.budget.take(charge)
+        self.is_open = self._has_place_ahead() or (not self.ahead and self._has_seat())
 
     def disown(self, request: Request, now: float) -> None:
         """The worker may still run what it was given, but it is no longer ours."""
@@ -264,3 +276,4 @@ class Worker:
         assert all(p.residency is not Residency.ABSENT for p in self._presences.values())
         loading = [p for p in self._presences.values() if p.residency is Residency.LOADING]
         assert self._num_loading == len(loading)
+        assert self.is_open == (self._has_place_ahead() or (not self.ahead and self._has_seat()))

@@ -1,5 +1,6 @@
 """One line a size class, with quotas: Chameleon's scheduler."""
 
+from collections.abc import Sequence
 from itertools import chain, zip_longest
 
 from anole_scheduler.core.accounts import Accounts
@@ -11,6 +12,7 @@ from anole_scheduler.core.policy import Dispatch, Outcome
 from anole_scheduler.core.queues import Line
 from anole_scheduler.core.request import Progress
 from anole_scheduler.core.size import measure_of
+from anole_scheduler.core.untried import Untried
 from anole_scheduler.core.worker import Worker
 from anole_shared.ids import AdapterId, RequestId, WorkerId
 
@@ -22,16 +24,19 @@ class _Queue:
 
     def __init__(self) -> None:
         self.line = Line()
-        self.is_blocked = False
-        """Whether the head was turned away and nothing has changed since."""
+        self.untried = Untried()
+        """Where the head was not turned away."""
+        self.tried: Sequence[Worker] = ()
+        """Where the present head was turned away just now."""
         self.is_passed = False
         """Whether that was for want of room for its adapter, so that others may pass it."""
         self.blocked_since_s = _NEVER
         """When its present head was turned away first."""
 
-    def unblock(self) -> None:
+    def renew(self) -> None:
         """Its head is another, or the first."""
-        self.is_blocked = self.is_passed = False
+        self.untried.reset()
+        self.is_passed = False
         self.blocked_since_s = _NEVER
 
 
@@ -77,16 +82,16 @@ class ClassQueues:
         queue.line.push((progress.first_arrived_s,), progress)
         self._class_of[progress.request.request_id] = size_class
         if queue.line.head() is progress:
-            queue.unblock()
+            queue.renew()
         elif queue.is_passed and len(queue.line) <= self._knobs.bypass_depth + 1:
-            queue.is_blocked = False
+            queue.untried.reset()
 
     def remove(self, progress: Progress) -> None:
         request_id = progress.request.request_id
         queue = self._queues[self._class_of.pop(request_id)]
         self._bypass.forget(progress)
         if queue.line.remove(request_id):
-            queue.unblock()
+            queue.renew()
 
     def running(self, progress: Progress, worker: Worker, now: float) -> None:  # noqa: ARG002
         self._accounts.take(progress, worker)
@@ -97,15 +102,19 @@ class ClassQueues:
         self._bypass.ended(progress)
         self._pace.learn(progress, now)
 
-    def room_changed(self) -> None:
+    def room_changed(self, worker: Worker | None) -> None:
         for queue in self._queues:
-            queue.is_blocked = False
+            if worker is None:
+                queue.untried.reset()
+            else:
+                queue.untried.add(worker)
 
     def adapter_moved(self, adapter_id: AdapterId) -> None:
         pass
 
     def worker_left(self, worker_id: WorkerId) -> None:
         self._accounts.forget(worker_id)
+        self.room_changed(None)
 
     def admit(self, dispatch: Dispatch, now: float) -> None:
         """Form what the paper calls a batch: both phases."""
@@ -116,11 +125,13 @@ class ClassQueues:
             self._allotted_for = dispatch.workers
         if now >= self._impatient_s:
             self._reserve(dispatch, now)
-        opened = [number for number, queue in enumerate(self._queues) if not queue.is_blocked]
-        for size_class in opened:
-            self._serve(size_class, dispatch, now)
-        if self._knobs.lends and opened and len(self._queues) > 1:
-            self._lend(opened, dispatch)
+        tried = [
+            size_class
+            for size_class, queue in enumerate(self._queues)
+            if queue.untried and queue.line and self._serve(size_class, dispatch, now)
+        ]
+        if tried and self._knobs.lends and len(self._queues) > 1:
+            self._lend(tried, dispatch)
 
     def _refresh(self, now: float) -> None:
         """Classes anew; who waits is sorted in again, in order of arrival."""
@@ -145,23 +156,25 @@ class ClassQueues:
             if now < due_s:
                 self._impatient_s = min(self._impatient_s, due_s)
             elif not is_reserved and dispatch.reserve(head):
-                queue.is_blocked = False
+                queue.untried.reset()
             elif not is_reserved:
                 self._impatient_s = now  # all workers are reserved: when one is not any more
 
-    def _serve(self, size_class: int, dispatch: Dispatch, now: float) -> None:
-        """Phase one for one class."""
+    def _serve(self, size_class: int, dispatch: Dispatch, now: float) -> bool:
+        """Phase one for one class; whether its head was turned away."""
         queue = self._queues[size_class]
-        while (head := queue.line.head()) is not None:
-            if dispatch.offer(head, self._within_quota(head, size_class)) is not Outcome.NO_ROOM:
+        while queue.untried and (head := queue.line.head()) is not None:
+            among = queue.tried = queue.untried.take(dispatch.workers)
+            may_use = self._within_quota(head, size_class)
+            if dispatch.offer(head, may_use, among) is not Outcome.NO_ROOM:
                 continue
-            queue.is_blocked = True
             if queue.blocked_since_s == _NEVER:
                 queue.blocked_since_s = now
                 self._impatient_s = min(self._impatient_s, now + self._knobs.patience_s)
             if self._knobs.bypasses:
                 self._let_pass(queue, head, size_class, dispatch, now)
-            return
+            return True
+        return False
 
     def _within_quota(self, progress: Progress, size_class: int) -> "_MayUse":
         return _MayUse(self._accounts, progress, size_class)
@@ -179,10 +192,14 @@ class ClassQueues:
             dispatch.squash(other, f"{head.request.request_id}, which it passed, needs its room")
             return
         may_use = self._within_quota(head, size_class)
-        short = [w for w in dispatch.workers if may_use(w) and w.lacks_only_adapter_room(head)]
-        queue.is_passed = bool(short)
+        short = [
+            worker
+            for worker in queue.tried
+            if worker.is_open and worker.lacks_only_adapter_room(head) and may_use(worker)
+        ]
         if not short:
             return
+        queue.is_passed = True
         for other in queue.line.first(self._knobs.bypass_depth + 1)[1:]:
             own = self._within_quota(other, size_class)
             passing = {
@@ -193,7 +210,7 @@ class ClassQueues:
             if passing and dispatch.offer(other, passing.__contains__) is Outcome.STARTED:
                 self._bypass.note(head, other)
 
-    def _lend(self, opened: list[int], dispatch: Dispatch) -> None:
+    def _lend(self, tried: list[int], dispatch: Dispatch) -> None:
         """Phase two: the borrower is charged and may go above its share, within the pool."""
         empty = [number for number, queue in enumerate(self._queues) if not queue.line]
         if not empty or len(empty) == len(self._queues):
@@ -202,16 +219,17 @@ class ClassQueues:
             worker.worker_id: sum(self._accounts.quotas(worker).available(c) for c in empty)
             for worker in dispatch.workers
         }
-        for size_class in opened:
-            line = self._queues[size_class].line
-            while (head := line.head()) is not None:
+        for size_class in tried:
+            queue = self._queues[size_class]
+            among = queue.tried
+            while (head := queue.line.head()) is not None:
                 loan = _Loan(self._accounts, head, spare)
-                needs = {w.worker_id: self._accounts.need(head, w) for w in dispatch.workers}
-                outcome = dispatch.offer(head, loan)
+                outcome = dispatch.offer(head, loan, among)
                 if outcome is Outcome.NO_ROOM:
                     break
+                among = dispatch.workers
                 if outcome is Outcome.STARTED and head.worker_id is not None:
-                    spare[head.worker_id] -= needs[head.worker_id]
+                    spare[head.worker_id] -= loan.needs[head.worker_id]
 
     def upcoming(self, count: int) -> list[Progress]:
         """The heads of all classes, the smallest class first, then those behind them."""
@@ -248,14 +266,15 @@ class _MayUse:
 class _Loan:
     """Workers where classes without waiting requests have enough left between them."""
 
-    __slots__ = ("_accounts", "_progress", "_spare")
+    __slots__ = ("_accounts", "_progress", "_spare", "needs")
 
     def __init__(self, accounts: Accounts, progress: Progress, spare: dict[WorkerId, int]) -> None:
         self._accounts = accounts
         self._progress = progress
         self._spare = spare
+        self.needs: dict[WorkerId, int] = {}
 
     def __call__(self, worker: Worker) -> bool:
-        need = self._accounts.need(self._progress, worker)
+        need = self.needs[worker.worker_id] = self._accounts.need(self._progress, worker)
         within_pool = self._accounts.quotas(worker).unused
         return need <= min(self._spare[worker.worker_id], within_pool)

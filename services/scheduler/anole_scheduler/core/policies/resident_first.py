@@ -9,6 +9,7 @@ from anole_scheduler.core.policy import Dispatch, Key, Ordering, Outcome
 from anole_scheduler.core.queues import Line
 from anole_scheduler.core.request import Progress
 from anole_scheduler.core.residency import Residency
+from anole_scheduler.core.untried import Untried
 from anole_scheduler.core.worker import Worker
 from anole_shared.ids import AdapterId, RequestId, WorkerId
 
@@ -48,7 +49,8 @@ class ResidentFirst:
         """When each that waits stepped aside first, the longest ago first."""
         self._urgent: set[RequestId] = set()
         """Those for whom that is overtake_s ago."""
-        self._is_blocked = False
+        self._untried = Untried()
+        """Where the head was not turned away."""
 
     def __len__(self) -> int:
         return len(self._line) + len(self._aside)
@@ -62,7 +64,7 @@ class ResidentFirst:
     def _put(self, key: Key, progress: Progress) -> None:
         self._line.push(key, progress)
         if self._line.head() is progress:
-            self._is_blocked = False
+            self._untried.reset()
 
     def remove(self, progress: Progress) -> None:
         request_id = progress.request.request_id
@@ -71,7 +73,7 @@ class ResidentFirst:
         if request_id in self._aside:
             self._leave_aside(request_id)
         elif self._line.remove(request_id):
-            self._is_blocked = False
+            self._untried.reset()
 
     def running(self, progress: Progress, worker: Worker, now: float) -> None:  # noqa: ARG002
         capacity = worker.capacity
@@ -80,17 +82,21 @@ class ResidentFirst:
     def ended(self, progress: Progress, now: float) -> None:
         self._pace.learn(progress, now)
 
-    def room_changed(self) -> None:
-        self._is_blocked = False
+    def room_changed(self, worker: Worker | None) -> None:
+        if worker is None:
+            self._untried.reset()
+        else:
+            self._untried.add(worker)
 
     def adapter_moved(self, adapter_id: AdapterId) -> None:
         """Whoever stands aside for it looks again."""
-        self._is_blocked = False
+        self._untried.reset()
         for request_id in list(self._needing.get(adapter_id, ())):
             self._step_back(request_id)
 
     def worker_left(self, worker_id: WorkerId) -> None:  # noqa: ARG002
         """Loads may be lost with it: all look again."""
+        self._untried.reset()
         for request_id in list(self._aside):
             self._step_back(request_id)
 
@@ -99,8 +105,8 @@ class ResidentFirst:
         self._hurry(now)
         if self._wanted:
             self._ask(dispatch)
-        while not self._is_blocked and (head := self._line.head()) is not None:
-            self._is_blocked = not self._serve(head, dispatch, now)
+        while self._untried and (head := self._line.head()) is not None:
+            self._serve(head, dispatch, now)
 
     def _hurry(self, now: float) -> None:
         """Nobody passes those any more that stepped aside overtake_s ago."""
@@ -113,29 +119,29 @@ class ResidentFirst:
             if request_id in self._aside:
                 self._step_back(request_id)
 
-    def _serve(self, head: Progress, dispatch: Dispatch, now: float) -> bool:
-        """Whether the head is gone from the line."""
+    def _serve(self, head: Progress, dispatch: Dispatch, now: float) -> None:
+        """Let the head start or step aside; else it is the head still, and was tried."""
         adapter_id = head.request.adapter_id
+        among = self._untried.take(dispatch.workers)
         if adapter_id is None or head.request.request_id in self._urgent:
-            return dispatch.offer(head) is not Outcome.NO_ROOM
+            dispatch.offer(head, among=among)
+            return
 
         def is_resident(worker: Worker) -> bool:
             return worker.residency(adapter_id) is Residency.RESIDENT
 
-        if dispatch.offer(head, is_resident) is not Outcome.NO_ROOM:
-            return True
+        if dispatch.offer(head, is_resident, among) is not Outcome.NO_ROOM:
+            return
+        if dispatch.choose(head, among=among) is None:
+            return
         is_coming = any(w.residency(adapter_id) is Residency.LOADING for w in dispatch.workers)
-        if dispatch.choose(head) is None:
-            return False
         if head.is_prefetched and not is_coming:
             # It was asked for, and has not come or gone again: let the worker see to it.
-            return dispatch.offer(head) is not Outcome.NO_ROOM
-        if len(self._aside) >= self._overtake_depth:
-            return False
-        self._step_aside(head, adapter_id, now)
-        if not is_coming and not dispatch.load(head):
-            self._wanted[adapter_id] = None
-        return True
+            dispatch.offer(head, among=among)
+        elif len(self._aside) < self._overtake_depth:
+            self._step_aside(head, adapter_id, now)
+            if not is_coming and not dispatch.load(head):
+                self._wanted[adapter_id] = None
 
     def _ask(self, dispatch: Dispatch) -> None:
         """Ask for what could not be asked for before, for as long as somebody stands aside."""
@@ -150,6 +156,7 @@ class ResidentFirst:
         request_id = progress.request.request_id
         key = self._line.key(request_id)
         self._line.remove(request_id)
+        self._untried.reset()
         self._aside[request_id] = _Aside(key, progress)
         self._since_s.setdefault(request_id, now)
         self._needing.setdefault(adapter_id, {})[request_id] = None
@@ -157,7 +164,7 @@ class ResidentFirst:
     def _step_back(self, request_id: RequestId) -> None:
         aside = self._leave_aside(request_id)
         self._put(aside.key, aside.progress)
-        self._is_blocked = False
+        self._untried.reset()
 
     def _leave_aside(self, request_id: RequestId) -> "_Aside":
         aside = self._aside.pop(request_id)
