@@ -155,6 +155,7 @@ def _limits(system: System) -> Limits:
         max_waiting=_PLENTY,
         max_unfinished=_PLENTY,
         admit_ahead=_PLENTY if system.is_forwarding else system.admit_ahead,
+        output_share=system.output_share,
         max_prefetch=system.max_prefetch,
         max_loads=system.max_loads,
         no_worker_timeout_s=3600.0,

@@ -29,6 +29,8 @@ class System:
     """The scheduler passes everything on at once; the worker's own line is the queue."""
     admit_ahead: int = 0
     max_prefetch: int = 0
+    output_share: float = 1.0
+    """Of a predicted output what the scheduler counts as held."""
     max_loads: int = 2
     predictor: str = "perfect"
     pace: str = "fixed"
@@ -110,6 +112,7 @@ _ANOLE = System(
     engine=EngineOptions(is_chunked=True, is_blocking=False),
     eviction="gdsf",
     admission="fits",
+    output_share=0.6,
     max_prefetch=8,
     pace="shared",
 )

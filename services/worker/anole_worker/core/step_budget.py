@@ -18,7 +18,9 @@ _FEATURES = 4
 _SCALES = (1.0, 1 / 512, 1 / 32, 1 / 8192)
 """Of one, prompt tokens, decode rows and their context, so that the numbers are of one size."""
 _UNSURE = 1e3
-_MAX_UNSURE = 1e6
+_FORGETS_BELOW = 1e-3
+"""Doubt at which no more is forgotten: what was not seen for long may not become so uncertain that
+one odd step throws everything over."""
 _ENOUGH_STEPS = 8
 _FOLLOWS = 0.05
 """How far the size that runs alone moves with each step, as a fraction of it."""
@@ -71,9 +73,8 @@ class StepSeconds:
         self._shares = [
             share + gain * error for share, gain in zip(self._shares, gains, strict=True)
         ]
-        # What was not seen for long may not become infinitely uncertain.
         trace = sum(self._doubt[place][place] for place in range(_FEATURES))
-        forget = self._forgetting if trace < _MAX_UNSURE else 1.0
+        forget = self._forgetting if trace < _FORGETS_BELOW else 1.0
         self._doubt = [
             [(old - gain * doubt) / forget for old, doubt in zip(row, doubts, strict=True)]
             for row, gain in zip(self._doubt, gains, strict=True)
