@@ -14,7 +14,7 @@ from anole_scheduler.custody import Custody
 from anole_scheduler.desk import Desk
 from anole_scheduler.mirror import Mirror
 from anole_scheduler.settings import SchedulerSettings
-from anole_scheduler.translate import limits_of, prefetch_of
+from anole_scheduler.translate import knobs_of, limits_of, prefetch_of
 from anole_shared.bus import Delivery
 from anole_shared.errors import BusUnavailable
 from anole_shared.lifecycle import Resources, keep_alive, pause
@@ -53,7 +53,11 @@ class SchedulerService:
         adapters = await mirror.load(stop)
         custody = Custody(self._telemetry.tracer)
         desk = Desk(
-            scheduler=Scheduler(limits_of(self._settings), policies("fcfs"), adapters),
+            scheduler=Scheduler(
+                limits_of(self._settings),
+                policies(self._settings.policy, knobs_of(self._settings)),
+                adapters,
+            ),
             custody=custody,
             courier=Courier(self._resources.bus, custody, stop),
             mirror=mirror,

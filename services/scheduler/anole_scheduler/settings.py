@@ -1,16 +1,13 @@
 """The scheduler's settings."""
 
 from pydantic import Field
-from pydantic_settings import SettingsConfigDict
 
+from anole_scheduler.policy_settings import PolicySettings
 from anole_shared.keys import RENEW_S
-from anole_shared.settings import Settings
 
 
-class SchedulerSettings(Settings):
-    """How much may wait, and how long for what."""
-
-    model_config = SettingsConfigDict(env_prefix="ANOLE_SCHEDULER_", frozen=True, extra="forbid")
+class SchedulerSettings(PolicySettings):
+    """Who is next, how much may wait, and how long for what."""
 
     scheduler_id: str | None = Field(
         default=None,

@@ -1,5 +1,6 @@
 """The border between messages and the core's own words; pure and total."""
 
+import dataclasses
 from typing import assert_never
 
 from anole_scheduler.core.adapter import Adapter
@@ -14,10 +15,12 @@ from anole_scheduler.core.events import (
     WorkerGone,
     WorkerSeen,
 )
+from anole_scheduler.core.knobs import ChargeRule, ClassRule, PolicyKnobs, SizeRule
 from anole_scheduler.core.limits import Limits
 from anole_scheduler.core.memory import Capacity
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.residency import Residency
+from anole_scheduler.policy_settings import PolicySettings
 from anole_scheduler.settings import SchedulerSettings
 from anole_shared import messages
 from anole_shared.messages import Message
@@ -60,6 +63,17 @@ def limits_of(settings: SchedulerSettings) -> Limits:
         load_timeout_s=settings.load_timeout_s,
         max_ended=4 * prefetch_of(settings),
     )
+
+
+def knobs_of(settings: PolicySettings) -> PolicyKnobs:
+    """What the policies are told: each knob is a setting of the same name."""
+    told = {field.name: getattr(settings, field.name) for field in dataclasses.fields(PolicyKnobs)}
+    rules = {
+        "size_rule": SizeRule(settings.size_rule),
+        "class_rule": ClassRule(settings.class_rule),
+        "charge_rule": ChargeRule(settings.charge_rule),
+    }
+    return PolicyKnobs(**told | rules)
 
 
 def prefetch_of(settings: SchedulerSettings) -> int:

@@ -20,7 +20,11 @@ def test_a_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) ->
         ("max_unfinished", 70_000),
         ("admit_ahead", -1),
         ("worker_timeout_s", 1.0),
+        ("max_loads", 0),
         ("scheduler_id", "a b"),
+        ("policy", "fifo"),
+        ("slo_s", 0),
+        ("max_classes", 5),
     ],
 )
 def test_a_value_out_of_bounds_stops_the_start(name: str, value: object) -> None:

@@ -1,6 +1,6 @@
 """The border between messages and the core."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from typing import get_args
 
 import pytest
@@ -15,7 +15,10 @@ from anole_scheduler.core.events import (
     WorkerGone,
     WorkerSeen,
 )
+from anole_scheduler.core.knobs import ChargeRule, ClassRule, PolicyKnobs
+from anole_scheduler.core.policies.standard import ADMISSIONS
 from anole_scheduler.core.residency import Residency
+from anole_scheduler.policy_settings import PolicySettings
 from anole_scheduler.settings import SchedulerSettings
 from anole_scheduler.translate import (
     FAILURE_CODES,
@@ -24,6 +27,7 @@ from anole_scheduler.translate import (
     adapter_record_of,
     event_of,
     failed_of,
+    knobs_of,
     limits_of,
     prefetch_of,
     sequence_of,
@@ -118,6 +122,20 @@ def test_every_residency_and_failure_has_its_counterpart() -> None:
     assert set(RESIDENCIES) == set(messages.Residency)
     assert set(RESIDENCIES.values()) == set(Residency)
     assert set(FAILURE_CODES) == set(Failure)
+
+
+def test_the_settings_are_all_knobs_and_have_the_same_defaults() -> None:
+    assert knobs_of(SchedulerSettings()) == PolicyKnobs()
+    changed = SchedulerSettings(charge_rule="shared", class_rule="elbow", gamma=1.5)
+    assert knobs_of(changed) == replace(
+        PolicyKnobs(), charge_rule=ChargeRule.SHARED, class_rule=ClassRule.ELBOW, gamma=1.5
+    )
+    names = PolicySettings.model_fields.keys() - {"policy"}
+    assert names == {field.name for field in fields(PolicyKnobs)}
+
+
+def test_every_policy_can_be_chosen() -> None:
+    assert get_args(PolicySettings.model_fields["policy"].annotation) == tuple(ADMISSIONS)
 
 
 def test_an_adapter_comes_back_from_its_record_unchanged() -> None:

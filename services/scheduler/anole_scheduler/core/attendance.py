@@ -50,6 +50,7 @@ class Attendance:
             case AdaptersFound() if worker is not None:
                 self._learn(worker, event.adapters)
             case AdapterMoved() if worker is not None:
+                self._cluster.num_departures += event.residency is Residency.ABSENT
                 worker.observe(event.adapter_id, event.residency, now)
             case WorkerGone() if worker is not None:
                 self._lose(worker, event.reason, now)
@@ -79,7 +80,8 @@ class Attendance:
         if worker is None:
             return
         worker.seen_s = now
-        worker.report_resident(event.resident, now, self._limits.load_timeout_s)
+        if worker.report_resident(event.resident, now, self._limits.load_timeout_s):
+            self._cluster.num_departures += 1
         self._reconcile(event, worker, now)
         self._ledger.commands.append(
             RecordWorker(

@@ -18,6 +18,8 @@ class Cluster:
         """When the last worker left; means something only while there is none."""
         self.version = 0
         """Changes with the workers and with what is in their folders."""
+        self.num_departures = 0
+        """How often an adapter, or a worker with its adapters, has gone."""
         self._by_id: dict[WorkerId, Worker] = {}
         self._refused: dict[WorkerId, float] = {}
         self._folders: dict[WorkerId, tuple[float, Sequence[Adapter]]] = {}
@@ -54,6 +56,7 @@ class Cluster:
     def leave(self, worker: Worker, now: float) -> None:
         """Remove a worker and all that was believed of it."""
         del self._by_id[worker.worker_id]
+        self.num_departures += 1
         self._sort()
         if not self.workers:
             self.empty_since_s = now

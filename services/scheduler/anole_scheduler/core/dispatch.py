@@ -12,6 +12,7 @@ from anole_scheduler.core.registry import Registry
 from anole_scheduler.core.request import Progress
 from anole_scheduler.core.residency import Residency
 from anole_scheduler.core.worker import Worker
+from anole_shared.ids import AdapterId
 
 
 class Dispatcher:
@@ -96,14 +97,25 @@ class Dispatcher:
 
     def look_ahead(self, upcoming: Sequence[Progress]) -> None:
         """Have adapters loaded early that the next requests need and no worker has."""
-        workers = self._cluster.workers
+        version = self._cluster.num_departures
         for progress in upcoming:
+            if progress.is_prefetched or progress.seen_by == version:
+                continue
             adapter_id = progress.request.adapter_id
-            if adapter_id is None or progress.is_prefetched:
+            if adapter_id is None or self._is_somewhere(adapter_id):
+                progress.seen_by = version
                 continue
-            if any(worker.residency(adapter_id) is not Residency.ABSENT for worker in workers):
-                continue
-            able = (w for w in workers if w.can_ever_run(progress.request, progress.adapter))
+            able = [
+                worker
+                for worker in self._cluster.workers
+                if worker.can_ever_run(progress.request, progress.adapter)
+            ]
             worker = min(able, key=lambda worker: worker.load, default=None)
             if worker is not None and self._loads_few(worker):
                 self._ledger.prefetch(progress, worker)
+
+    def _is_somewhere(self, adapter_id: AdapterId) -> bool:
+        for worker in self._cluster.workers:
+            if worker.residency(adapter_id) is not Residency.ABSENT:
+                return True
+        return False

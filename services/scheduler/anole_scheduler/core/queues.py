@@ -17,6 +17,7 @@ class Line:
 
     def __init__(self) -> None:
         self._line: SortedList[_Place] = SortedList()
+        self._head: _Place | None = None
         self._places: dict[RequestId, _Place] = {}
 
     def __len__(self) -> int:
@@ -36,17 +37,22 @@ class Line:
         place = (key, request_id, progress)
         self._places[request_id] = place
         self._line.add(place)
+        if self._head is None or place < self._head:
+            self._head = place
 
     def remove(self, request_id: RequestId) -> bool:
         """Take a request out, wherever it stands; whether it was the head."""
         place = self._places.pop(request_id)
-        was_head = self._line[0] is place
-        self._line.remove(place)
-        return was_head
+        if self._head is not place:
+            self._line.remove(place)
+            return False
+        del self._line[0]
+        self._head = self._line[0] if self._places else None
+        return True
 
     def head(self) -> Progress | None:
         """Whose turn it is."""
-        return self._line[0][2] if self._line else None
+        return self._head[2] if self._head else None
 
     def first(self, count: int) -> list[Progress]:
         """At most count requests from the head."""
@@ -61,6 +67,7 @@ class Line:
         keys = [(key, request_id) for key, request_id, _ in self._line]
         assert keys == sorted(keys)
         assert len(keys) == len(self._places)
+        assert self._head is (self._line[0] if keys else None)
         for key, request_id, progress in self._line:
             assert self._places[request_id] == (key, request_id, progress)
             assert progress.request.request_id == request_id

@@ -27,9 +27,12 @@ def refusal_of(request: Request, workers: Sequence[Worker], registry: Registry) 
 
     Without any worker nothing is known, and the request waits for one.
     """
-    recorded = registry.get(request.adapter_id) if request.adapter_id else None
-    if not workers or any(worker.can_ever_run(request, recorded) for worker in workers):
+    if not workers:
         return None
+    recorded = registry.get(request.adapter_id) if request.adapter_id else None
+    for worker in workers:
+        if worker.can_ever_run(request, recorded):
+            return None
     if request.adapter_id is not None:
         having = [worker for worker in workers if _has(worker, request.adapter_id)]
         if not having:

@@ -96,6 +96,8 @@ class Progress:
     """Whether its adapter was asked for on its account; that happens once."""
     possible_since: int | None = None
     """The version of the cluster at which it was found that some worker can ever run it."""
+    seen_by: int | None = None
+    """How many adapters had gone when its own was last seen at a worker."""
     reserved_at: WorkerId | None = None
     """The worker that may be given nothing else before it."""
 

@@ -157,6 +157,7 @@ class Scheduler:
         if refusal is not None:
             self._ledger.fail(progress, refusal)
             return
+        progress.possible_since = self._cluster.version
         self._ledger.wait(progress)
         if event.redelivered:
             self._let_workers_speak_first(now)

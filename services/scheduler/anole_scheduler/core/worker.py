@@ -144,9 +144,12 @@ class Worker:
 
     def lacks_only_adapter_room(self, progress: Progress) -> bool:
         """Whether the request would start at once if its adapter took no memory."""
+        if progress.adapter is None or self.ahead or not self._has_seat():
+            return False
         charge = self.charge_of(progress)
-        bare = Charge(charge.num_blocks, None, 0)
-        return not self.ahead and self._fits_now(bare) and not self._fits_now(charge)
+        missing = self.used_bytes + self.budget.needed(charge) - self.capacity.memory_bytes
+        is_alone = not self.budget.is_used(progress.adapter.adapter_id)
+        return is_alone and 0 < missing <= charge.adapter_bytes
 
     def missing_bytes(self, progress: Progress) -> int:
         """What is lacking for the request to start; at most 0 if nothing is."""
@@ -175,17 +178,22 @@ class Worker:
         return len(self.started) + len(self.foreign) < self.capacity.max_num_seqs
 
     def _fits_now(self, charge: Charge) -> bool:
+        if len(self.started) + len(self.foreign) >= self.capacity.max_num_seqs:
+            return False
         needed = self.used_bytes + self.budget.needed(charge)
-        return self._has_seat() and needed <= self.capacity.memory_bytes
+        return needed <= self.capacity.memory_bytes
 
     def admit(self, progress: Progress) -> None:
         """Count the request as given to the worker."""
         request_id = progress.request.request_id
         assert not self.has(request_id), f"{request_id} was admitted twice"
         charge = self.charge_of(progress)
-        self.ahead[request_id] = charge
-        self._ahead_blocks += charge.num_blocks
-        self._start_next()
+        if not self.ahead and self._fits_now(charge):
+            self._start(request_id, charge)
+        else:
+            self.ahead[request_id] = charge
+            self._ahead_blocks += charge.num_blocks
+        self._look_open()
 
     def release(self, request_id: RequestId, num_tokens: int = 0) -> None:
         """Take back what the request held; num_tokens: how long it was in the end, if known."""
@@ -208,8 +216,14 @@ class Worker:
                 break
             del self.ahead[request_id]
             self._ahead_blocks -= charge.num_blocks
-            self.started[request_id] = charge
-            self.budget.take(charge)
+            self._start(request_id, charge)
+        self._look_open()
+
+    def _start(self, request_id: RequestId, charge: Charge) -> None:
+        self.started[request_id] = charge
+        self.budget.take(charge)
+
+    def _look_open(self) -> None:
         self.is_open = self._has_place_ahead() or (not self.ahead and self._has_seat())
 
     def disown(self, request: Request, now: float) -> None:
@@ -222,7 +236,9 @@ class Worker:
 
     def forget_foreign(self, request_id: RequestId) -> None:
         """The worker has ended a foreign request; its blocks are known at the next report."""
-        if self.foreign.pop(request_id, None) is not None and not self.foreign:
+        if self.foreign.pop(request_id, None) is None:
+            return
+        if not self.foreign:
             self.unexplained_blocks = 0
         self._start_next()
 
@@ -258,8 +274,12 @@ class Worker:
 
     def report_resident(
         self, resident: Iterable[AdapterId], now: float, load_timeout_s: float
-    ) -> None:
-        """Believe the worker's list; what has been loading for too long is given up."""
+    ) -> bool:
+        """Believe the worker's list; what has been loading for too long is given up.
+
+        Returns whether an adapter has gone.
+        """
+        has_any_gone = False
         listed = frozenset(resident)
         for adapter_id in listed:
             self.observe(adapter_id, Residency.RESIDENT, now)
@@ -269,6 +289,8 @@ class Worker:
                 continue
             if adapter_id not in listed:
                 self.observe(adapter_id, Residency.ABSENT, now)
+                has_any_gone = True
+        return has_any_gone
 
     def check_invariants(self) -> None:
         """Assert that the sums are right and nothing is counted twice."""

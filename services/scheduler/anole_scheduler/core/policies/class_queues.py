@@ -103,10 +103,15 @@ class ClassQueues:
         self._pace.learn(progress, now)
 
     def room_changed(self, worker: Worker | None) -> None:
-        for queue in self._queues:
-            if worker is None:
+        if worker is None:
+            for queue in self._queues:
                 queue.untried.reset()
-            else:
+            return
+        may_borrow = self._knobs.lends and not all(queue.line for queue in self._queues)
+        is_special = may_borrow or worker.reserved_for is not None
+        for size_class, queue in enumerate(self._queues):
+            head = queue.line.head()
+            if is_special or head is None or self._accounts.allows(head, size_class, worker):
                 queue.untried.add(worker)
 
     def adapter_moved(self, adapter_id: AdapterId) -> None:
@@ -123,6 +128,7 @@ class ClassQueues:
         if self._allotted_for is not dispatch.workers:
             self._accounts.allot(dispatch.workers)
             self._allotted_for = dispatch.workers
+            self.room_changed(None)
         if now >= self._impatient_s:
             self._reserve(dispatch, now)
         tried = [
@@ -164,26 +170,39 @@ class ClassQueues:
         """Phase one for one class; whether its head was turned away."""
         queue = self._queues[size_class]
         while queue.untried and (head := queue.line.head()) is not None:
-            among = queue.tried = queue.untried.take(dispatch.workers)
-            may_use = self._within_quota(head, size_class)
-            if dispatch.offer(head, may_use, among) is not Outcome.NO_ROOM:
+            queue.tried = queue.untried.take(dispatch.workers)
+            allowed = self._allowing(head, size_class, queue.tried)
+            if dispatch.offer(head, among=allowed) is not Outcome.NO_ROOM:
                 continue
             if queue.blocked_since_s == _NEVER:
                 queue.blocked_since_s = now
                 self._impatient_s = min(self._impatient_s, now + self._knobs.patience_s)
             if self._knobs.bypasses:
-                self._let_pass(queue, head, size_class, dispatch, now)
+                self._let_pass(head, size_class, allowed, dispatch, now)
             return True
         return False
 
-    def _within_quota(self, progress: Progress, size_class: int) -> "_MayUse":
-        return _MayUse(self._accounts, progress, size_class)
+    def _allowing(
+        self, progress: Progress, size_class: int, workers: Sequence[Worker]
+    ) -> list[Worker]:
+        """Those where the class has enough left for it, or that are reserved for it."""
+        request_id, allows = progress.request.request_id, self._accounts.allows
+        return [
+            worker
+            for worker in workers
+            if worker.reserved_for == request_id or allows(progress, size_class, worker)
+        ]
 
     def _let_pass(
-        self, queue: _Queue, head: Progress, size_class: int, dispatch: Dispatch, now: float
+        self,
+        head: Progress,
+        size_class: int,
+        allowed: Sequence[Worker],
+        dispatch: Dispatch,
+        now: float,
     ) -> None:
         """Let others of the class run where only head's adapter has no room; undo it if wrong."""
-        if head.reserved_at is not None:
+        if head.adapter is None or head.reserved_at is not None:
             return
         victim = self._bypass.victim(head, dispatch.workers)
         if victim is not None:
@@ -191,23 +210,18 @@ class ClassQueues:
             dispatch.reserve(head, worker)
             dispatch.squash(other, f"{head.request.request_id}, which it passed, needs its room")
             return
-        may_use = self._within_quota(head, size_class)
-        short = [
-            worker
-            for worker in queue.tried
-            if worker.is_open and worker.lacks_only_adapter_room(head) and may_use(worker)
-        ]
+        short = [worker for worker in allowed if worker.lacks_only_adapter_room(head)]
         if not short:
             return
+        queue = self._queues[size_class]
         queue.is_passed = True
         for other in queue.line.first(self._knobs.bypass_depth + 1)[1:]:
-            own = self._within_quota(other, size_class)
-            passing = {
-                w
-                for w in short
-                if own(w) and w.can_start(other) and self._bypass.waits_longer(head, other, w, now)
-            }
-            if passing and dispatch.offer(other, passing.__contains__) is Outcome.STARTED:
+            passing = [
+                worker
+                for worker in self._allowing(other, size_class, short)
+                if worker.can_start(other) and self._bypass.waits_longer(head, other, worker, now)
+            ]
+            if passing and dispatch.offer(other, among=passing) is Outcome.STARTED:
                 self._bypass.note(head, other)
 
     def _lend(self, tried: list[int], dispatch: Dispatch) -> None:
@@ -245,22 +259,6 @@ class ClassQueues:
         for number, queue in enumerate(self._queues):
             queue.line.check_invariants()
             assert all(self._class_of[p.request.request_id] == number for p in queue.line)
-
-
-class _MayUse:
-    """Workers where a request's class has enough left, or that are reserved for it."""
-
-    __slots__ = ("_accounts", "_progress", "_size_class")
-
-    def __init__(self, accounts: Accounts, progress: Progress, size_class: int) -> None:
-        self._accounts = accounts
-        self._progress = progress
-        self._size_class = size_class
-
-    def __call__(self, worker: Worker) -> bool:
-        if worker.reserved_for == self._progress.request.request_id:
-            return True
-        return self._accounts.allows(self._progress, self._size_class, worker)
 
 
 class _Loan:
