@@ -70,6 +70,8 @@ class Simulation:
         self.gone: list[Host] = []
         """Workers that have died."""
         self.num_events = 0
+        self.num_asked = self.num_hits = 0
+        """Requests with an adapter, and those that found it resident somewhere."""
         self._workload = workload
         self._scheduler = scheduler
         self._make_host = make_host
@@ -134,6 +136,9 @@ class Simulation:
             isolated_s=host.isolated_s(ask),
             num_tokens=ask.output_tokens,
         )
+        if ask.adapter >= 0:
+            self.num_asked += 1
+            self.num_hits += any(one.has_adapter(ask.adapter) for one in self.hosts.values())
         job = self._jobs[request_id] = Job(ask, life, request_id)
         self._submit(job)
 

@@ -49,8 +49,7 @@ class Engine:
         self.ended: list[Sequence] = []
         """Who has ended; not told yet."""
         self.is_stepping = False
-        self.num_preemptions = self.num_starts = self.num_hits = 0
-        """num_hits: starts whose adapter was there when the request came to the worker."""
+        self.num_preemptions = 0
         self._pace, self._admission = pace, admission
         self._prefilling: list[tuple[float, int, Sequence]] = []
         self._tagged: set[Adapter] = set()
@@ -74,7 +73,6 @@ class Engine:
         self.line[sequence.request_id] = sequence
         if sequence.adapter is not None:
             self.pool.cache.used(sequence.adapter, now)
-            sequence.was_hit = self.loads.residency(sequence.adapter) is Residency.RESIDENT
 
     def prefetch(self, adapter: Adapter, now: float) -> None:
         """A request that waits elsewhere will need the adapter."""
@@ -180,8 +178,6 @@ class Engine:
         if sequence.adapter is None:
             return now
         ready_s = now
-        self.num_starts += 1
-        self.num_hits += sequence.was_hit
         if not self._has_adapter(sequence):
             ready_s = self.loads.wait(sequence.adapter, now)
         self.pool.cache.pin(sequence.adapter)

@@ -58,6 +58,11 @@ class Host:
         rank = adapter.rank if adapter else 0
         return load_s + profile.isolated_s(ask.input_tokens, ask.output_tokens, rank)
 
+    def has_adapter(self, place: int) -> bool:
+        """Whether the adapter at that place is resident here."""
+        adapter = self._adapters[adapter_name(place)]
+        return self.engine.loads.residency(adapter) is Residency.RESIDENT
+
     def _adapter(self, place: int) -> Adapter | None:
         return None if place < 0 else self._adapters[adapter_name(place)]
 

@@ -30,7 +30,6 @@ class Sequence:
     made_before: int = 0
     """Tokens made before the last restart."""
     num_preemptions: int = 0
-    was_hit: bool = False
     has_no_room: bool = False
     """Whether there was no room for its adapter when that was last tried."""
     is_aborted: bool = False

@@ -1,15 +1,17 @@
 """Puts a run together: workload, system, machine; and what came of it."""
 
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from anole_scheduler.core.knobs import PolicyKnobs
 from anole_scheduler.core.limits import Limits
 from anole_scheduler.core.memory import Capacity
 from anole_scheduler.core.policies.standard import policies
+from anole_scheduler.core.predictor import MaxTokensPredictor, OnlinePredictor, Predictor
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.scheduler import Scheduler
-from anole_shared.ids import AdapterId, WorkerId
+from anole_shared.ids import AdapterId, RequestId, WorkerId
 from anole_sim import workload as workloads
 from anole_sim.admission import Admission, Fits, PeakEstimate
 from anole_sim.cluster import Simulation, total, true_lengths
@@ -69,8 +71,8 @@ def run(case: Case, work: Workload, warm_up: float = WARM_UP) -> tuple[Simulatio
         gaps,
         warm_up_s=warm_up * work.duration_s,
         duration_s=work.duration_s,
-        starts=total(hosts, lambda host: host.engine.num_starts),
-        hits=total(hosts, lambda host: host.engine.num_hits),
+        starts=simulation.num_asked,
+        hits=simulation.num_hits,
         link_bytes=total(hosts, lambda host: host.engine.loads.num_bytes),
         preemptions=total(hosts, lambda host: host.engine.num_preemptions),
     )
@@ -80,7 +82,7 @@ def prepare(case: Case, work: Workload) -> Simulation:
     """A run that has not begun."""
     system, profile = case.system, case.profile
     lengths = true_lengths(work)
-    predictor = PREDICTORS[system.predictor](lengths, case.plan.seed)
+    predictor = _predictor(system.predictor, lengths, case.plan.seed)
     adapters = _adapters(work, profile)
 
     def expected(request: Request, left: int) -> int:
@@ -110,6 +112,13 @@ def prepare(case: Case, work: Workload) -> Simulation:
         faults=case.faults,
         is_checked=case.is_checked,
     )
+
+
+def _predictor(name: str, lengths: Mapping[RequestId, int], seed: int) -> Predictor:
+    """One that is told the lengths, or one of the scheduler's own."""
+    if name in PREDICTORS:
+        return PREDICTORS[name](lengths, seed)
+    return OnlinePredictor() if name == "online" else MaxTokensPredictor()
 
 
 def _adapters(work: Workload, profile: Profile) -> dict[AdapterId, Adapter]:

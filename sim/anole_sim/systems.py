@@ -59,7 +59,10 @@ def _cached(name: str, eviction: str, admit_every: int) -> System:
     )
 
 
-_SYSTEMS = (
+_EVICTIONS = {
+    "lru": "lru", "fairshare": "fairshare", "gdsf": "gdsf", "chameleon-cache": "chameleon",
+}  # fmt: skip
+_SYSTEMS: tuple[System, ...] = (
     _SLORA,
     replace(
         _SLORA,
@@ -68,33 +71,9 @@ _SYSTEMS = (
         engine=replace(_SLORA.engine, admit_every=1),
     ),
     *(
-        _cached(f"{eviction}-{every}", eviction, every)
-        for eviction in ("lru", "fairshare", "gdsf", "chameleon")
+        _cached(f"{name}-{every}", eviction, every)
+        for name, eviction in _EVICTIONS.items()
         for every in (10, 1)
-    ),
-)
-_SYSTEMS += (
-    replace(
-        _SLORA,
-        name="async-1",
-        what="S-LoRA's engine with loads beside its steps, admission at every step, GDSF cache",
-        engine=EngineOptions(is_blocking=False),
-        eviction="gdsf",
-    ),
-    replace(
-        _SLORA,
-        name="chunked-1",
-        what="the same, with prompt chunks of 2048 tokens beside decodes",
-        engine=EngineOptions(is_blocking=False, is_chunked=True),
-        eviction="gdsf",
-    ),
-    replace(
-        _SLORA,
-        name="bounded-1",
-        what="the same, with the worker's step budget",
-        engine=EngineOptions(is_blocking=False, is_chunked=True),
-        eviction="gdsf",
-        pace="shared",
     ),
 )
 _CHAMELEON = System(
@@ -155,6 +134,19 @@ _SYSTEMS += (
         name="anole-separate",
         what="Anole's policy on S-LoRA's engine with loads beside steps: prompts apart",
         engine=EngineOptions(is_blocking=False),
+    ),
+    replace(
+        _ANOLE,
+        name="anole-2048",
+        what="Anole's policy, a fixed budget of 2048 tokens a step",
+        pace="fixed",
+    ),
+    replace(
+        _ANOLE,
+        name="bound",
+        what="a reference: Anole's engine, shortest predicted output first, for a free link",
+        policy="sjf",
+        knobs={"ageing_tokens_per_s": 0.0},
     ),
     replace(
         _ANOLE,
