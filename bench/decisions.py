@@ -53,6 +53,7 @@ _LIMITS = Limits(
     max_waiting=10**9,
     max_unfinished=10**9,
     admit_ahead=4,
+    output_share=1.0,
     max_prefetch=4,
     max_loads=4,
     no_worker_timeout_s=1e9,

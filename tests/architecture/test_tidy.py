@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CODE = ("shared", "services", "cli", "examples", "bench")
+CODE = ("shared", "services", "cli", "sim", "examples", "bench")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "manager", "base", "misc"}

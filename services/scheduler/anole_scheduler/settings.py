@@ -37,6 +37,15 @@ class SchedulerSettings(PolicySettings):
         "keep it busy between two messages and let adapters load meanwhile; what waits at a "
         "worker can no longer be placed better.",
     )
+    output_share: float = Field(
+        default=0.6,
+        gt=0,
+        le=1,
+        description="Of its predicted output what a request is counted with when memory is given "
+        "out. Sequences end one after the other, so that together they hold about half of what "
+        "they will have made; where that was too little, a worker preempts its youngest. 1 never "
+        "promises more than there is, and leaves a quarter of it unused (docs/simulation.md).",
+    )
     max_prefetch: int = Field(
         default=4,
         ge=0,

@@ -55,6 +55,7 @@ def limits_of(settings: SchedulerSettings) -> Limits:
         max_waiting=settings.max_waiting,
         max_unfinished=settings.max_unfinished,
         admit_ahead=settings.admit_ahead,
+        output_share=settings.output_share,
         max_prefetch=settings.max_prefetch,
         max_loads=settings.max_loads,
         no_worker_timeout_s=settings.no_worker_timeout_s,

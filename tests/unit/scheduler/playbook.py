@@ -32,6 +32,7 @@ LIMITS = Limits(
     max_waiting=8,
     max_unfinished=32,
     admit_ahead=1,
+    output_share=1.0,
     max_prefetch=2,
     max_loads=4,
     no_worker_timeout_s=30,

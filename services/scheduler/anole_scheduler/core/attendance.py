@@ -137,6 +137,7 @@ class Attendance:
             model=event.model,
             capacity=event.capacity,
             admit_ahead=self._limits.admit_ahead,
+            output_share=self._limits.output_share,
             now=now,
         )
         folder = self._cluster.join(worker)

@@ -13,6 +13,9 @@ class Limits:
     """Requests that wait or run. Binds also those that were accepted once already."""
     admit_ahead: int
     """Requests given to a worker beyond those that it can start at once."""
+    output_share: float
+    """Of its predicted output what a request is counted with: sequences end one after the other,
+    so that together they never hold all of theirs. 1 never promises more than there is."""
     max_prefetch: int
     """Waiting requests, from the head, whose adapters are asked for early."""
     max_loads: int

@@ -26,7 +26,14 @@ class Worker:
     """
 
     def __init__(
-        self, worker_id: WorkerId, *, model: str, capacity: Capacity, admit_ahead: int, now: float
+        self,
+        worker_id: WorkerId,
+        *,
+        model: str,
+        capacity: Capacity,
+        admit_ahead: int,
+        now: float,
+        output_share: float = 1.0,
     ) -> None:
         self.worker_id = worker_id
         self.model = model
@@ -48,6 +55,7 @@ class Worker:
         """What the started ones take."""
         self._ahead_blocks = 0
         self._admit_ahead = admit_ahead
+        self._output_share = output_share
         self._folder: Mapping[AdapterId, Adapter] | None = None
         self._longest: dict[AdapterId, int] = {}
         self._presences: dict[AdapterId, Presence] = {}
@@ -118,8 +126,9 @@ class Worker:
     def charge_of(self, progress: Progress) -> Charge:
         """What the request is expected to take here."""
         adapter_id = progress.request.adapter_id
+        output = max(1, int(progress.predicted_tokens * self._output_share))
         return Charge(
-            div_ceil(progress.predicted_len, self.capacity.block_size),
+            div_ceil(progress.request.num_prompt_tokens + output, self.capacity.block_size),
             adapter_id,
             self._adapter_bytes(adapter_id, progress.adapter),
         )

@@ -1,0 +1,1 @@
+"""The simulator: the scheduler core that ships, in virtual time, against a model of the workers."""

@@ -1,0 +1,57 @@
+"""In which order a simulated worker runs prompts, and what of them each step takes."""
+
+from typing import Protocol
+
+from anole_sim.profile import Profile
+from anole_sim.sequence import Sequence
+from anole_worker.core.step_budget import StepBudget, StepShare
+
+
+class Pace(Protocol):
+    """Asked in each step of an engine that runs prompts by chunks; told of every step."""
+
+    def key(self, sequence: Sequence, profile: Profile) -> float:
+        """The smallest is run first, of equal ones the one that started first."""
+        ...
+
+    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:
+        """What the next step runs; backlog: prompt tokens that wait."""
+        ...
+
+    def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None: ...
+
+
+class Fixed:
+    """So many tokens in each step, decodes first, prompts in order of start."""
+
+    def __init__(self, token_budget: int) -> None:
+        self._token_budget = token_budget
+
+    def key(self, sequence: Sequence, profile: Profile) -> float:  # noqa: ARG002
+        return 0.0
+
+    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:  # noqa: ARG002
+        return StepShare(min(backlog, max(1, self._token_budget - rows)), with_decodes=rows > 0)
+
+    def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None:
+        pass
+
+
+class Shared:
+    """The worker's step budget; prompts by virtual deadline: when they came, and their cost."""
+
+    def __init__(self, budget: StepBudget, weight: float) -> None:
+        """weight: seconds later for each second that the prompt takes."""
+        self._budget = budget
+        self._weight = weight
+
+    def key(self, sequence: Sequence, profile: Profile) -> float:
+        return sequence.arrived_s + self._weight * profile.prefill_s(sequence.prompt, sequence.rank)
+
+    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:
+        return self._budget.share(rows=rows, context=context, backlog=backlog)
+
+    def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None:
+        self._budget.seconds.learn(
+            prompt_tokens=prompt_tokens, rows=rows, context=context, seconds=seconds
+        )
