@@ -141,6 +141,8 @@ class Lessor:
         if region is None:
             ledger.check_room_to_plug(self._keeper.size_of(num_bytes))
             region = await self._keeper.plug(num_bytes, purpose)
+        else:
+            ledger.check_room_to_lease(region)
         return region
 
     async def _give_up(self, region: Region) -> None:

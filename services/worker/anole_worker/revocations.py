@@ -47,8 +47,8 @@ class Revocations:
                     sock.connect(str(self._socket_path))
                     pause_s = _FIRST_PAUSE_S
                     await self._serve(sock)
-            except (OSError, MessageError) as fault:
-                log.debug("memd at %s: %s", self._socket_path, fault)
+            except* (OSError, MessageError) as faults:
+                log.debug("memd at %s: %s", self._socket_path, faults.exceptions)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 

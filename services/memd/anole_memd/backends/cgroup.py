@@ -114,7 +114,7 @@ class MemoryCgroup:
         try:
             self.path.mkdir()
             try:
-                self._limit(limit_bytes, node)
+                self.limit(limit_bytes, node)
             except OSError:
                 self.path.rmdir()
                 raise
@@ -131,7 +131,8 @@ class MemoryCgroup:
         group.path = path
         return group
 
-    def _limit(self, limit_bytes: int, node: int | None) -> None:
+    def limit(self, limit_bytes: int, node: int | None = None) -> None:
+        """Write its limits; raises OSError."""
         (self.path / "memory.max").write_text(str(limit_bytes))
         (self.path / "memory.oom.group").write_text("1")
         swap = self.path / "memory.swap.max"  # absent where the kernel has no swap

@@ -149,6 +149,14 @@ class Ledger:
             "free; release regions, or raise ANOLE_MEMD_BUDGET_BYTES"
         )
 
+    def check_room_to_lease(self, region: Region) -> None:
+        """Return if a free region may be leased; raises OverBudget while the host is short."""
+        if self.is_pressed and self._leased_bytes + region.num_bytes > self.requested_bytes:
+            raise OverBudget(
+                f"{region.region_id} is free, but the host is short of memory, so memd keeps to "
+                f"{self.requested_bytes} bytes; release regions"
+            )
+
     def next_region_id(self) -> RegionId:
         """An id that no region has had; taken once a region of that id is added."""
         return RegionId(f"region-{self._last.region + 1}")
