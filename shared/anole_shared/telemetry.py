@@ -42,6 +42,12 @@ class SpanName(StrEnum):
     """worker: from the first token to the last."""
     LEASE = "lease"
     """memd, SERVER: granting one region."""
+    PLUG = "region.plug"
+    """memd: the backend gives a region its memory."""
+    UNPLUG = "region.unplug"
+    """memd: the backend takes a region's memory away."""
+    REVOKE = "lease.revoke"
+    """memd: from asking a holder for memory back until it has answered or is too late."""
 
 
 class Attribute(StrEnum):
@@ -79,6 +85,10 @@ class Attribute(StrEnum):
     WORKER = "anole.worker.id"
     QUEUE_LENGTH = "anole.queue.length"
     LEASE_BYTES = "anole.lease.bytes"
+    REGION_ID = "anole.region.id"
+    REGION_BYTES = "anole.region.bytes"
+    REVOKED_BYTES = "anole.revoked.bytes"
+    """What came back of what was asked back."""
 
 
 PROVIDER = "anole"

@@ -9,6 +9,7 @@ behind), with one of the errors named here. None is called twice at once for the
 for different regions may overlap.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,10 @@ class MemfdHandle:
     descriptor: int
     """Made for this holder alone: whoever asked for the handle closes it once it is passed on."""
 
+    def close(self) -> None:
+        """Let go of this process's copy."""
+        os.close(self.descriptor)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeHandle:
@@ -34,6 +39,9 @@ class NodeHandle:
     cpuset: Path | None = None
     """A cgroup v2 directory with that cpuset.mems, to join by cgroup.procs; None where the holder
     must bind itself."""
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
 
 Handle = MemfdHandle | NodeHandle

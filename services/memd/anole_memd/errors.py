@@ -6,12 +6,14 @@ AnoleError
 |   +-- OverBudget          not now: too much is leased
 |   +-- TooManyLeases       one connection holds as many as it may
 |   +-- NoRegion            the backend gave none
+|   +-- JournalFull         the disk has no room for the journal
 +-- BackendError            a kernel or a hypervisor, see backend.py
 |   +-- BackendUnavailable  this backend cannot work on this host
 |   +-- RegionBusy          pages are in use
 |   +-- PartialUnplug       some of the region came back
 |   +-- BackendSilent       no answer in time
 |   +-- RegionRefused       the answer is no
++-- BadRecord               a journal's line that no ledger can have decided
 +-- MemdUnavailable         nobody answers on the socket
 """
 
@@ -80,6 +82,14 @@ class BackendSilent(BackendError):
 
 class RegionRefused(BackendError):
     """The kernel or the hypervisor refused; the message has its reason."""
+
+
+class BadRecord(AnoleError):
+    """A record that no ledger in this state can have decided: the journal was tampered with."""
+
+
+class JournalFull(LeaseRefused):
+    """The disk has no room for the journal, so nothing can be granted; what stands stands."""
 
 
 class MemdUnavailable(AnoleError):

@@ -1,110 +1,205 @@
-"""Lessor: answers one message at a time and keeps the descriptor of every leased region."""
+"""Lessor: grants, renews and ends leases, and knows whose holder has ended."""
 
 import logging
-import os
-from collections.abc import Callable
+from collections import defaultdict
 from dataclasses import dataclass
 
 from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
-from anole_memd.core.lease import Lease, LeaseTable
-from anole_memd.core.region import region_name
-from anole_memd.errors import LeaseRefused, NoRegion
-from anole_shared.errors import MessageError
+from anole_memd.backend import Handle
+from anole_memd.backends import processes
+from anole_memd.books import Books
+from anole_memd.core.lease import Holder, Lease, LeaseState
+from anole_memd.core.ledger import Region
+from anole_memd.core.records import LeaseMoved, LeaseOpened
+from anole_memd.core.region import RegionState, region_name
+from anole_memd.errors import BackendError, BackendSilent, BadRegionSize, LeaseRefused, NoRegion
+from anole_memd.keeper import Keeper
 from anole_shared.ids import LeaseId
-from anole_shared.messages import (
-    LeaseDenied,
-    LeaseEnded,
-    LeaseGranted,
-    LeaseReleased,
-    LeaseRequested,
-    MemoryMessage,
-    MemoryStatusReported,
-    MemoryStatusRequested,
-)
+from anole_shared.messages import LeaseRequested
 from anole_shared.telemetry import Attribute, SpanName, context_of
 
 log = logging.getLogger(__name__)
 
+_MAX_TTL_S = 24 * 3600.0
+_SWEEP_TIMEOUT_S = 2.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What goes back to the connection that asked."""
+class Granted:
+    """A lease, and what its holder needs to use it."""
 
-    message: MemoryMessage
-    descriptor: int | None = None
-    """The granted region; it stays the lessor's, the receiver gets a copy."""
+    lease: Lease
+    num_bytes: int
+    handle: Handle
 
 
 class Lessor:
-    """Carries out what the lease table decides."""
+    """Leases regions to processes. A lease ends with its process, not with its connection."""
 
-    def __init__(
-        self, table: LeaseTable, tracer: Tracer, create_region: Callable[[str, int], int]
-    ) -> None:
-        """create_region: name and size to a descriptor; OSError where the kernel has none."""
-        self._table = table
+    def __init__(self, books: Books, keeper: Keeper, tracer: Tracer) -> None:
+        self._books = books
+        self._keeper = keeper
         self._tracer = tracer
-        self._create_region = create_region
-        self._descriptors: dict[LeaseId, int] = {}
 
-    def handle(self, owner: int, message: MemoryMessage) -> Answer:
-        """Answer one message of the connection `owner`.
+    async def grant(self, holder: Holder, asked: LeaseRequested, now: float) -> Granted:
+        """Lease a region.
 
         Raises:
-            MessageError: it is one that only memd sends.
+            LeaseRefused: there is none for it now, or ever; the message says why.
         """
-        match message:
-            case LeaseRequested():
-                return self._handle_request(owner, message)
-            case LeaseReleased(lease_id=lease_id):
-                lease = self._table.release(owner, lease_id)
-                if lease is not None:
-                    self._end(lease, "released")
-                return Answer(message=LeaseEnded(lease_id=lease_id))
-            case MemoryStatusRequested():
-                return Answer(
-                    message=MemoryStatusReported(
-                        total_bytes=self._table.budget_bytes,
-                        leased_bytes=self._table.leased_bytes,
-                        num_leases=self._table.num_leases,
-                    )
-                )
-            case _:
-                raise MessageError(f"{message.type} is a message that only memd sends")
-
-    def holder_gone(self, owner: int) -> None:
-        """End every lease of a connection that is closed."""
-        for lease in self._table.holder_gone(owner):
-            self._end(lease, "holder gone")
-
-    def _handle_request(self, owner: int, message: LeaseRequested) -> Answer:
-        holder, purpose = region_name(message.holder), region_name(message.purpose)
+        label, purpose = region_name(asked.holder), region_name(asked.purpose)
         with self._tracer.start_as_current_span(
-            SpanName.LEASE, context=context_of(message.headers), kind=SpanKind.SERVER
+            SpanName.LEASE, context=context_of(asked.headers), kind=SpanKind.SERVER
         ) as span:
             try:
-                lease, descriptor = self._grant(owner, message.num_bytes, purpose)
+                granted = await self._grant(holder, asked, label, purpose, now)
             except LeaseRefused as refusal:
                 span.set_attribute(Attribute.ERROR_TYPE, type(refusal).__name__)
                 span.set_status(StatusCode.ERROR, str(refusal))
-                log.warning("%s gets no region for %s: %s", holder, purpose, refusal)
-                return Answer(message=LeaseDenied(reason=str(refusal)))
-            span.set_attribute(Attribute.LEASE_BYTES, lease.num_bytes)
-        log.info("%s: %d bytes to %s for %s", lease.lease_id, lease.num_bytes, holder, purpose)
-        granted = LeaseGranted(lease_id=lease.lease_id, num_bytes=lease.num_bytes)
-        return Answer(message=granted, descriptor=descriptor)
+                log.warning("%s gets no region for %s: %s", label, purpose, refusal)
+                raise
+            span.set_attribute(Attribute.LEASE_BYTES, granted.num_bytes)
+        lease_id = granted.lease.lease_id
+        log.info("%s: %d bytes to %s for %s", lease_id, granted.num_bytes, label, purpose)
+        return granted
 
-    def _grant(self, owner: int, num_bytes: int, name: str) -> tuple[Lease, int]:
-        lease = self._table.grant(owner, num_bytes)
+    async def _grant(
+        self, holder: Holder, asked: LeaseRequested, label: str, purpose: str, now: float
+    ) -> Granted:
+        expires_s = None if asked.ttl_s is None else now + _checked(asked.ttl_s)
+        region = await self._free_region(holder, asked.num_bytes, purpose)
         try:
-            descriptor = self._create_region(name, lease.num_bytes)
-        except OSError as fault:
-            self._table.release(owner, lease.lease_id)
-            raise NoRegion(f"the kernel gave memd no region: {fault}") from fault
-        self._descriptors[lease.lease_id] = descriptor
-        return lease, descriptor
+            handle = self._keeper.backend.handle(region.region_id)
+        except BackendError as fault:
+            await self._give_up(region)
+            raise NoRegion(str(fault)) from fault
+        lease_id = self._books.ledger.next_lease_id()
+        opened = LeaseOpened(
+            lease_id=lease_id,
+            region_id=region.region_id,
+            holder=holder,
+            label=label,
+            expires_s=expires_s,
+        )
+        try:
+            self._books.commit([opened])
+        except LeaseRefused:
+            handle.close()
+            await self._give_up(region)
+            raise
+        lease = self._books.ledger.lease(lease_id)
+        assert lease is not None
+        return Granted(lease=lease, num_bytes=region.num_bytes, handle=handle)
 
-    def _end(self, lease: Lease, reason: str) -> None:
-        os.close(self._descriptors.pop(lease.lease_id))
-        log.info("%s: %d bytes back, %s", lease.lease_id, lease.num_bytes, reason)
+    async def _free_region(self, holder: Holder, num_bytes: int, purpose: str) -> Region:
+        ledger = self._books.ledger
+        if num_bytes <= 0:
+            ledger.check_room(holder, num_bytes)
+        ledger.check_leases(holder)
+        region = None if self._keeper.backend.slots is None else ledger.free_region(num_bytes)
+        if region is None:
+            ledger.check_room(holder, min(num_bytes, ledger.total_bytes + 1))
+            ledger.check_room(holder, self._keeper.size_of(num_bytes))
+            region = await self._keeper.plug(num_bytes, purpose)
+        return region
+
+    async def _give_up(self, region: Region) -> None:
+        """A region that could not be leased: regions made on demand are of no use to others."""
+        if self._keeper.backend.slots is None:
+            await self._keeper.unplug(region.region_id)
+
+    def renew(self, holder: Holder, lease_id: LeaseId, ttl_s: float | None, now: float) -> None:
+        """Move a lease's end; its holder has a connection again.
+
+        Raises:
+            LeaseRefused: the process holds no such lease.
+        """
+        lease = self._books.ledger.lease(lease_id)
+        if lease is None or lease.holder != holder:
+            raise NoRegion(f"this process holds no lease {lease_id}: lease anew")
+        expires_s = None if ttl_s is None else now + _checked(ttl_s)
+        self._books.commit(
+            [LeaseMoved(lease_id=lease_id, state=LeaseState.HELD, expires_s=expires_s)]
+        )
+
+    async def release(self, lease_id: LeaseId, *, force: bool = False) -> None:
+        """End a lease, if it stands, and give its region back.
+
+        Raises:
+            BackendError: force was of no use.
+        """
+        lease = self._books.ledger.lease(lease_id)
+        if lease is not None:
+            await self._end(lease, "released")
+        if not force or lease is None:
+            return
+        region = self._books.ledger.region(lease.region_id)
+        if region is not None and region.state is RegionState.STUCK:
+            await self._keeper.unplug(region.region_id, force=True)
+
+    async def holder_ended(self, holder: Holder) -> None:
+        """End every lease of a process that has ended."""
+        for lease in self._books.ledger.leases_of(holder):
+            await self._end(lease, "its holder has ended")
+
+    async def detach(self, holder: Holder, lease_ids: set[LeaseId]) -> None:
+        """A connection is gone: its leases end where nobody uses their regions any more.
+
+        The others stay as long as their process: the memory is in use, whatever its holder says.
+        """
+        for lease in self._books.ledger.leases_of(holder):
+            if lease.lease_id not in lease_ids:
+                continue
+            if holder.pid == 0:
+                await self._end(lease, "its holder is gone")
+            elif lease.state is LeaseState.HELD:
+                self._books.note(
+                    [
+                        LeaseMoved(
+                            lease_id=lease.lease_id,
+                            state=LeaseState.DETACHED,
+                            expires_s=lease.expires_s,
+                        )
+                    ]
+                )
+        await self._sweep(holder)
+
+    async def sweep(self, now: float) -> None:
+        """End leases whose time has run out, and detached ones whose region nobody uses."""
+        for lease in self._books.ledger.expired(now):
+            await self._end(lease, "not renewed in time")
+        detached: defaultdict[Holder, int] = defaultdict(int)
+        for lease in self._books.ledger.leases:
+            detached[lease.holder] += lease.state is LeaseState.DETACHED
+        for holder, count in detached.items():
+            if not processes.is_alive(holder.pid, holder.started):
+                await self.holder_ended(holder)
+            elif count:
+                await self._sweep(holder)
+
+    async def _sweep(self, holder: Holder) -> None:
+        backend = self._keeper.backend
+        for lease in self._books.ledger.leases_of(holder):
+            if lease.state is not LeaseState.DETACHED:
+                continue
+            try:
+                if await backend.is_released(lease.region_id, timeout_s=_SWEEP_TIMEOUT_S):
+                    await self._end(lease, "given up")
+            except BackendSilent as fault:
+                log.warning("%s: %s", lease.region_id, fault)
+
+    async def _end(self, lease: Lease, reason: str) -> None:
+        if self._books.ledger.lease(lease.lease_id) is None:
+            return  # ended meanwhile
+        region = self._books.ledger.region(lease.region_id)
+        assert region is not None
+        self._books.note(self._books.ledger.ending(lease))
+        log.info("%s: %d bytes back, %s", lease.lease_id, region.num_bytes, reason)
+        await self._keeper.vacate(lease.region_id)
+
+
+def _checked(ttl_s: float) -> float:
+    if not 0 < ttl_s <= _MAX_TTL_S:
+        raise BadRegionSize(f"a lease of {ttl_s} s was asked for: ask for 0 to {_MAX_TTL_S:.0f} s")
+    return ttl_s

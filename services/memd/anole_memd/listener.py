@@ -1,4 +1,4 @@
-"""The listening socket: one memd a path, and nobody but its own user comes in."""
+"""The listening socket: one memd a path, and only its own user and group come near it."""
 
 import errno
 import fcntl
@@ -12,6 +12,8 @@ from anole_shared.errors import ConfigurationError
 
 _MAX_PATH_BYTES = 107
 """sun_path holds 108 with its closing zero, see unix(7)."""
+_SOCKET_MODE = 0o660
+_FOLDER_MODE = 0o750
 
 
 @contextmanager
@@ -42,7 +44,7 @@ def listening(path: Path, backlog: int) -> Iterator[socket.socket]:
 
 def _lock(path: Path) -> int:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as fault:
         raise _unusable(path, fault) from fault
@@ -68,7 +70,7 @@ def _bind(path: Path, backlog: int) -> socket.socket:
     try:
         path.unlink(missing_ok=True)
         listener.bind(str(path))
-        path.chmod(0o600)
+        path.chmod(_SOCKET_MODE)
         listener.listen(backlog)
     except OSError as fault:
         listener.close()

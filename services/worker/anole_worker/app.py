@@ -6,6 +6,7 @@ import os
 import socket
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from anole_worker.leases import RegionClient
 from anole_worker.loader import Loader
 from anole_worker.loop import EngineLoop
 from anole_worker.outbox import Outbox
+from anole_worker.revocations import Revocations
 from anole_worker.settings import MAX_NUM_WAITING, WorkerSettings
 
 if TYPE_CHECKING:
@@ -122,7 +124,14 @@ class WorkerService:
             outbox=outbox,
             files_thread=threads.files,
         )
-        return _Parts(inbox=inbox, loop=loop, outbox=outbox)
+        revocations = Revocations(
+            self._common.memd_socket, partial(self._used_bytes, engine), loader.give_up
+        )
+        return _Parts(inbox=inbox, loop=loop, outbox=outbox, revocations=revocations)
+
+    def _used_bytes(self, engine: Engine) -> int:
+        since_s = self._resources.clock.now() - self._settings.idle_s
+        return engine.memory.adapters.used_bytes_since(since_s)
 
     async def _serve(self, parts: "_Parts", *, ready: asyncio.Event, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -135,6 +144,7 @@ class WorkerService:
                 tasks.create_task(parts.loop.run_loads(), name="worker loads"),
                 tasks.create_task(scanning, name="worker adapter folder"),
                 tasks.create_task(self._listen(parts.inbox, ready), name="worker inbox"),
+                tasks.create_task(parts.revocations.run(), name="worker revocations"),
             ]
             await stop.wait()
             for task in serving:
@@ -205,3 +215,4 @@ class _Parts:
     inbox: Inbox
     loop: EngineLoop
     outbox: Outbox
+    revocations: Revocations

@@ -9,7 +9,6 @@ import socket
 import threading
 from array import array
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 from anole_shared.codec import decode_memory, encode
@@ -75,7 +74,7 @@ class Region:
     def release(self) -> None:
         """Unmap, then end the lease; once that is done, further calls do nothing.
 
-        A lease ends with the connection that it was granted on. After that, this only unmaps.
+        Where memd does not answer, this only unmaps: memd notices that by itself.
 
         Raises:
             RegionInUse: a view or a tensor still points into the region; nothing has changed.
@@ -147,7 +146,7 @@ class RegionClient:
                 raise MemdUnavailable(f"{self._socket_path} answered {answer.type}: it is no memd")
 
     def close(self) -> None:
-        """End the connection and with it every lease; mapped regions stay valid until released.
+        """End the connection; mapped regions stay valid, and leased, until they are released.
 
         May be called from any thread; waits for the call that another thread is in.
         """
@@ -159,7 +158,7 @@ class RegionClient:
         if self._is_closed:
             raise MemdUnavailable("the region client is closed: its worker is stopping")
         if self._connection is not None and _is_gone(self._connection):
-            log.warning("memd is gone or was restarted: its leases have ended, connecting anew")
+            log.warning("memd is gone or was restarted: connecting anew")
             self._drop()
         if self._connection is None:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -215,18 +214,22 @@ class RegionClient:
         except OSError as fault:
             self._end(connection, answer.lease_id)
             raise LeaseRefused(f"a granted region cannot be mapped: {fault}") from fault
-        return Region(answer, mapping, partial(self._end_lease, connection))
+        return Region(answer, mapping, self._end_lease)
 
-    def _end_lease(self, connection: socket.socket, lease_id: LeaseId) -> None:
+    def _end_lease(self, lease_id: LeaseId) -> None:
         with self._lock:
-            if connection is self._connection:
-                self._end(connection, lease_id)
+            try:
+                connection = self._connected()
+            except MemdUnavailable as fault:
+                log.info("%s is unmapped, memd is not told: %s", lease_id, fault)
+                return
+            self._end(connection, lease_id)
 
     def _end(self, connection: socket.socket, lease_id: LeaseId) -> None:
         try:
             answer, descriptor = self._ask(connection, LeaseReleased(lease_id=lease_id))
         except MemdUnavailable as fault:
-            log.warning("%s ended with its connection: %s", lease_id, fault)
+            log.warning("%s is unmapped, memd is not told: %s", lease_id, fault)
             return
         if descriptor is not None:
             os.close(descriptor)

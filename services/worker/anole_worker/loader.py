@@ -24,6 +24,7 @@ from anole_worker.core.loading import LoadAdapter
 from anole_worker.core.residency import Residency
 from anole_worker.core.sequence import Sequence
 from anole_worker.errors import UnknownAdapter
+from anole_worker.leases import LeaseRefused
 from anole_worker.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class LoadDevice(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Drop:
     adapters: tuple[Adapter, ...]
+    done: "asyncio.Future[None] | None" = None
 
 
 class Loader:
@@ -81,6 +83,19 @@ class Loader:
         """Put in line that the adapters' memory is given back."""
         self._line.put_nowait(_Drop(adapters))
 
+    async def give_up(self, num_bytes: int) -> int:
+        """Give idle adapters' memory back for the host's sake; how many bytes that were.
+
+        Cancelled, what is in line is given back all the same, only later.
+        """
+        adapters = self._engine.give_up(num_bytes, self._clock.now())
+        if not adapters:
+            return 0
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.put_nowait(_Drop(adapters, done))
+        await done
+        return sum(adapter.num_bytes for adapter in adapters)
+
     async def run(self, give_up: GiveUp, wake: Callable[[], None]) -> None:
         """Work the line off for ever.
 
@@ -91,6 +106,8 @@ class Loader:
             if isinstance(job, _Drop):
                 await self._carry_out_drop(list(job.adapters))
                 await self._report_gone(job.adapters)
+                if job.done is not None and not job.done.done():
+                    job.done.set_result(None)
             else:
                 await self._carry_out(*job, give_up)
             wake()
@@ -145,7 +162,7 @@ class Loader:
 
         error: str | None = None
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, carry_out)
+            await self._leasing(load.adapter, carry_out)
         except AnoleError as fault:
             error = f"adapter {name!r} cannot be loaded: {fault}"
             log.error("%s", error)
@@ -156,6 +173,28 @@ class Loader:
             span.set_status(Status(StatusCode.ERROR, error))
         span.end()
         return error is None
+
+    async def _leasing(self, adapter: Adapter, carry_out: Callable[[], None]) -> None:
+        """Run what leases memory, once more if memd refuses it and there is something to give."""
+        run_in = asyncio.get_running_loop().run_in_executor
+        try:
+            await run_in(self._thread, carry_out)
+        except LeaseRefused as refusal:
+            if not await self._made_room(adapter, refusal):
+                raise
+            await run_in(self._thread, carry_out)
+
+    async def _made_room(self, adapter: Adapter, refusal: LeaseRefused) -> bool:
+        """Whether the host, which has no room for one more adapter now, has some for another."""
+        if not refusal.retryable:
+            return False
+        adapters = self._engine.give_up(adapter.num_bytes, self._clock.now())
+        if not adapters:
+            return False
+        log.info("%s: %d idle adapters go instead", refusal, len(adapters))
+        await self._carry_out_drop(list(adapters))
+        await self._report_gone(adapters)
+        return True
 
     def _span(self, load: LoadAdapter, headers: Mapping[str, str]) -> Span:
         span = self._tracer.start_span(

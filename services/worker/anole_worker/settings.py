@@ -73,6 +73,13 @@ class WorkerSettings(Settings):
         le=86400,
         description="For how long an adapter's use counts for its frequency and recency.",
     )
+    idle_s: float = Field(
+        default=60,
+        gt=0,
+        le=86400,
+        description="For how long after its last use an adapter counts as used, for memd: the "
+        "rest may be asked back where nobody needs it.",
+    )
     predictive_prefetch: bool = Field(
         default=False,
         description="Load adapters into idle memory shortly before they are likely to be asked "

@@ -13,10 +13,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run" / "memd.sock"
 
 
-def test_directory_and_socket_are_the_users_alone(path: Path) -> None:
+def test_directory_and_socket_are_for_the_user_and_its_group(path: Path) -> None:
     with listening(path, 8):
-        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
             client.connect(str(path))
     assert not path.exists()

@@ -1,28 +1,30 @@
 import asyncio
 import logging
+import os
+import select
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
-from opentelemetry.trace import NoOpTracer
 
-from anole_memd.backends import memfd
-from anole_memd.core.lease import LeaseTable
-from anole_memd.lessor import Lessor
 from anole_memd.listener import listening
 from anole_memd.server import Server
+from anole_memd.tenants import Tenants
 from anole_shared.codec import decode_memory, encode
 from anole_shared.messages import (
     MAX_DATAGRAM_BYTES,
     LeaseGranted,
     LeaseRequested,
     MemoryMessage,
+    MemoryRefused,
     MemoryStatusReported,
     MemoryStatusRequested,
+    WatchRequested,
 )
 from anole_shared.units import HUGE_PAGE_BYTES
+from tests.unit.memd.books import House, house, opened
 
 STATUS = encode(MemoryStatusRequested())
 LEASE = encode(LeaseRequested(num_bytes=1, holder="w", purpose="p"))
@@ -30,15 +32,28 @@ Connect = Callable[[], AbstractContextManager[socket.socket]]
 
 
 @asynccontextmanager
-async def serving(path: Path, max_connections: int = 4) -> AsyncIterator[LeaseTable]:
-    table = LeaseTable(budget_bytes=8 * HUGE_PAGE_BYTES, max_leases_per_owner=8)
-    lessor = Lessor(table, NoOpTracer(), memfd.create)
+async def serving(
+    path: Path, max_connections: int = 4, uids: frozenset[int] = frozenset({os.getuid()})
+) -> AsyncIterator[House]:
+    memd = house(opened(path.with_name("journal"), 8 * HUGE_PAGE_BYTES))
+    tenants = Tenants(memd.lessor, memd.revoker)
     with listening(path, 8) as listener:
-        server = Server(listener, lessor, max_connections=max_connections)
+        server = Server(
+            listener,
+            memd.desk,
+            max_connections=max_connections,
+            allowed_uids=uids,
+            on_connected=tenants.connected,
+            on_gone=tenants.gone,
+        )
+        memd.books.on_change = server.tell_watchers
         async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(server.serve(), name="serve")
-            yield table
-            task.cancel()
+            running = [tasks.create_task(work) for work in (server.serve(), tenants.run())]
+            yield memd
+            for task in running:
+                task.cancel()
+    memd.books.close()
+    await memd.backend.close()
 
 
 @pytest.fixture
@@ -80,14 +95,14 @@ async def ask_for_ever(client: socket.socket) -> None:
 
 
 async def test_every_datagram_is_answered_in_turn(path: Path, connect: Connect) -> None:
-    async with serving(path) as table:
+    async with serving(path) as memd:
         with connect() as client:
             assert isinstance(await exchange(client, LEASE), LeaseGranted)
             for datagram in (STATUS, LEASE, STATUS):
                 client.send(datagram)
             answers = [decode_memory(await receive(client)) for _ in range(3)]
     assert [a.num_leases for a in answers if isinstance(a, MemoryStatusReported)] == [1, 2]
-    assert table.num_leases == 0
+    assert len(memd.books.ledger.leases) == 0
 
 
 @pytest.mark.parametrize(
@@ -106,13 +121,13 @@ async def test_every_datagram_is_answered_in_turn(path: Path, connect: Connect) 
 async def test_garbage_closes_its_own_connection_only(
     path: Path, connect: Connect, caplog: pytest.LogCaptureFixture, garbage: bytes
 ) -> None:
-    async with serving(path) as table:
+    async with serving(path) as memd:
         with connect() as good, connect() as bad:
             await exchange(good, LEASE)
             await exchange(bad, LEASE)
             bad.send(garbage)
             assert await receive(bad) == b""
-            assert table.num_leases == 1
+            assert len(memd.books.ledger.leases) == 1
             assert isinstance(await exchange(good, STATUS), MemoryStatusReported)
     assert "connection 2 closed: " in caplog.text
 
@@ -134,6 +149,9 @@ async def test_one_connection_too_many_is_closed_and_a_later_one_served(
         with connect() as first:
             await exchange(first, STATUS)
             with connect() as second:
+                refusal = decode_memory(await receive(second))
+                assert isinstance(refusal, MemoryRefused)
+                assert "1 are open" in refusal.reason
                 assert await receive(second) == b""
             assert "ANOLE_MEMD_MAX_CONNECTIONS" in caplog.text
             first.shutdown(socket.SHUT_WR)
@@ -145,13 +163,13 @@ async def test_one_connection_too_many_is_closed_and_a_later_one_served(
 async def test_a_client_that_never_reads_loses_its_connection_and_its_leases(
     path: Path, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(path) as table:
+    async with serving(path) as memd:
         with connect() as deaf, connect() as good:
             await exchange(deaf, LEASE)
             with pytest.raises((BrokenPipeError, ConnectionResetError)):
                 await ask_for_ever(deaf)
-            await exchange(good, STATUS)
-            assert table.num_leases == 0
+            while memd.books.ledger.leases:
+                await exchange(good, STATUS)
     assert "does not read the answers" in caplog.text
 
 
@@ -159,14 +177,14 @@ async def test_a_client_that_is_gone_gives_its_leases_back(
     path: Path, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    async with serving(path) as table:
+    async with serving(path) as memd:
         with connect() as good:
             with connect() as gone:
                 await exchange(gone, LEASE)
                 await exchange(gone, LEASE)
-            while table.num_leases:
+            while len(memd.books.ledger.leases):
                 await exchange(good, STATUS)
-    assert caplog.text.count("holder gone") == 2
+    assert caplog.text.count("bytes back, given up") == 2
 
 
 async def test_descriptors_that_a_client_sends_are_not_kept(path: Path, connect: Connect) -> None:
@@ -177,3 +195,58 @@ async def test_descriptors_that_a_client_sends_are_not_kept(path: Path, connect:
             socket.send_fds(client, [STATUS], [client.fileno()] * 3)
             decode_memory(await receive(client))
             assert num_descriptors() == before
+
+
+async def test_another_user_is_told_why_it_is_not_served(path: Path, connect: Connect) -> None:
+    async with serving(path, uids=frozenset({os.getuid() + 1})):
+        with connect() as client:
+            refusal = decode_memory(await receive(client))
+            assert isinstance(refusal, MemoryRefused)
+            assert f"user {os.getuid()} (process {os.getpid()}) may not" in refusal.reason
+            assert "ANOLE_MEMD_ALLOWED_UIDS" in refusal.reason
+            assert await receive(client) == b""
+
+
+async def test_watchers_are_sent_every_change_and_slow_ones_are_cut_off(
+    path: Path, connect: Connect
+) -> None:
+    async with serving(path) as memd:
+        with connect() as worker, connect() as keen, connect() as slow:
+            await exchange(keen, encode(WatchRequested()))
+            await exchange(slow, encode(WatchRequested()))
+            lease = await exchange(worker, LEASE)
+            assert isinstance(lease, LeaseGranted)
+            told = [decode_memory(await receive(keen)) for _ in range(3)]
+            assert [one.num_leases for one in told if isinstance(one, MemoryStatusReported)][
+                -1
+            ] == 1
+            for _ in range(2000):
+                memd.books.on_change()
+                while select_readable(keen):
+                    await receive(keen)
+            assert isinstance(await exchange(worker, STATUS), MemoryStatusReported)
+            while await receive(slow):
+                pass
+
+
+def select_readable(client: socket.socket) -> bool:
+    return bool(select.select([client], [], [], 0)[0])
+
+
+async def test_a_lease_outlives_its_connection_while_its_region_is_mapped(
+    path: Path, connect: Connect
+) -> None:
+    async with serving(path) as memd:
+        with connect() as worker:
+            worker.setblocking(True)
+            worker.send(LEASE)
+            _, (descriptor,), _, _ = await asyncio.to_thread(
+                socket.recv_fds, worker, MAX_DATAGRAM_BYTES, 1
+            )
+        with connect() as other:
+            while memd.books.ledger.leases[0].state == "held":
+                await exchange(other, STATUS)
+            assert memd.books.ledger.leases[0].state == "detached"
+            os.close(descriptor)
+            await memd.lessor.sweep(memd.clock.now())
+            assert memd.books.ledger.leases == ()

@@ -17,28 +17,38 @@ from anole_shared.codec import (
     encode,
 )
 from anole_shared.errors import MessageError
-from anole_shared.ids import AdapterId, GatewayId, LeaseId, RequestId, WorkerId
+from anole_shared.ids import AdapterId, GatewayId, LeaseId, RegionId, RequestId, WorkerId
 from anole_shared.messages import (
     MAX_DATAGRAM_BYTES,
     AdapterPrefetchRequested,
     AdapterRecord,
     AdapterResidencyChanged,
     AdaptersDiscovered,
+    DemandReported,
     FailureCode,
     FinishReason,
     LeaseDenied,
     LeaseEnded,
     LeaseGranted,
     LeaseReleased,
+    LeaseRenewed,
     LeaseRequested,
+    LeaseRevoked,
     MemoryMessage,
+    MemoryRefused,
     MemoryStatusReported,
     MemoryStatusRequested,
     Message,
+    PlugRequested,
+    RegionReport,
+    RegionsReported,
+    RegionsRequested,
+    RegionUnplugged,
     RequestAborted,
     RequestFailed,
     RequestSubmitted,
     Residency,
+    RevocationAnswered,
     Sampling,
     SequenceAborted,
     SequenceAdmitted,
@@ -48,6 +58,8 @@ from anole_shared.messages import (
     Stopping,
     TokenLogprobs,
     TokensGenerated,
+    UnplugRequested,
+    WatchRequested,
     WorkerCapacity,
     WorkerLeft,
     WorkerRecord,
@@ -157,6 +169,16 @@ MESSAGES: list[Message] = [
     AdapterPrefetchRequested(adapter_id=ADAPTER),
 ]
 
+REGION = RegionReport(
+    region_id=RegionId("region-1"),
+    num_bytes=4096,
+    resident_bytes=0,
+    state="leased",
+    lease_id=LEASE,
+    pid=7,
+    label="w1",
+    lease_state="held",
+)
 MEMORY_MESSAGES: list[MemoryMessage] = [
     LeaseRequested(num_bytes=1, holder="w1", purpose="a1", headers={"traceparent": "00-"}),
     LeaseGranted(lease_id=LEASE, num_bytes=2**21),
@@ -165,6 +187,17 @@ MEMORY_MESSAGES: list[MemoryMessage] = [
     LeaseEnded(lease_id=LEASE),
     MemoryStatusRequested(),
     MemoryStatusReported(total_bytes=3, leased_bytes=2, num_leases=1),
+    LeaseRenewed(lease_id=LEASE, ttl_s=1.5),
+    RegionsRequested(skip=64),
+    RegionsReported(regions=(REGION,), has_more=True),
+    PlugRequested(num_bytes=4096),
+    UnplugRequested(region_id=REGION.region_id, force=True),
+    RegionUnplugged(region_id=REGION.region_id, num_bytes=4096),
+    MemoryRefused(reason="stuck"),
+    WatchRequested(),
+    DemandReported(used_bytes=1, wanted_bytes=2),
+    LeaseRevoked(revocation_id=7, num_bytes=4096, deadline_s=5),
+    RevocationAnswered(revocation_id=7, num_bytes=0, reason="the rest is in use"),
 ]
 
 RECORDS = [

@@ -1,1 +1,1 @@
-"""The kernel side: each module reaches one interface of Linux."""
+"""The kernel side: each module reaches one interface of Linux or of a hypervisor."""

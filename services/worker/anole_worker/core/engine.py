@@ -190,6 +190,10 @@ class Engine:
         """
         return [victim for victim in victims if not self.memory.take_back(victim)]
 
+    def give_up(self, num_bytes: int, now: float) -> tuple[Adapter, ...]:
+        """Let idle adapters go for the host's sake: the shell must give their memory back."""
+        return self._loading.give_up(num_bytes, self._waiting.adapters, now)
+
     def plan_step(self, now: float) -> Step | None:
         """Start what can start, then the next step: one token for each decode, prompts by chunks.
 
@@ -203,7 +207,7 @@ class Engine:
         rows += self._prefill_rows(self.limits.token_budget - len(rows), now)
         if not rows:
             return None
-        rows.sort(key=_adapter_order)
+        rows.sort(key=lambda row: row.adapter_order)
         self._in_step = Step(rows=tuple(rows))
         return self._in_step
 
@@ -391,10 +395,3 @@ class Engine:
         for sequence in self._waiting:
             assert sequence.phase is Phase.WAITING
             assert not sequence.block_table
-
-
-def _adapter_order(row: Row) -> tuple[bool, str, str]:
-    """Base rows first, the rows of one content of an adapter together."""
-    if row.adapter is None:
-        return (False, "", "")
-    return (True, row.adapter.adapter_id, row.adapter.generation)

@@ -76,6 +76,16 @@ class Loading:
             self._forget_oldest_hint()
         return Wanted(kept=kept, waiting=waiting, hinted=self._hints.keys())
 
+    def give_up(
+        self, num_bytes: int, waiting: Collection[Adapter], now: float
+    ) -> tuple[Adapter, ...]:
+        """Let idle adapters of at least so many bytes go, or all that can go, for the host's sake.
+
+        Those that requests wait for stay: they would be loaded again at once.
+        """
+        wanted = self.wanted(waiting, now)
+        return self._memory.give_up(num_bytes, now, kept={*wanted.waiting, *wanted.hinted})
+
     def plan(
         self, waiting: Waiting, headroom_bytes: int, now: float, short: Sequence | None = None
     ) -> list[LoadAdapter]:

@@ -153,6 +153,24 @@ class Memory:
         self.adapters.take_back(adapter)
         return True
 
+    def give_up(self, num_bytes: int, now: float, kept: Collection[Adapter]) -> tuple[Adapter, ...]:
+        """Let idle adapters of at least so many bytes go, those worth least first.
+
+        All that can go where that is less. None of them goes in vain: what turns out not to be
+        needed stays.
+        """
+        going: list[Adapter] = []
+        missing = num_bytes
+        for usage in self.adapters.in_order(now):
+            if missing <= 0:
+                break
+            if usage.adapter not in kept:
+                going.append(usage.adapter)
+                missing -= usage.adapter.num_bytes
+        plan = self._spared(0, going, -missing)
+        self._carry_out(plan)
+        return plan.adapters
+
     def collect_evicted(self) -> tuple[Adapter, ...]:
         """The adapters that have gone for blocks since the last call: to be given back."""
         evicted, self._evicted = tuple(self._evicted), []

@@ -166,6 +166,15 @@ class AdapterCache:
         self._order = OrderedDict((usage.adapter, usage) for usage in usages)
         self._order_ends_s = now + len(usages) * _SORTED_FOR_S
 
+    def used_bytes_since(self, since_s: float) -> int:
+        """Bytes of the adapters that are pinned or loading, or were used since then."""
+        total = self.used_bytes
+        for adapter in self._idle:
+            uses = self._uses.get(adapter)
+            if uses is None or uses.last_s < since_s:
+                total -= adapter.num_bytes
+        return total
+
     def idle_bytes(self, kept: Collection[Adapter]) -> int:
         """Bytes of the adapters that can go, but for some that are kept."""
         return self._idle_bytes - sum(a.num_bytes for a in set(kept) if a in self._idle)

@@ -84,6 +84,13 @@ class Row:
     """Not to be drawn now: too early to end."""
     score: Score | None = None
 
+    @property
+    def adapter_order(self) -> tuple[bool, str, str]:
+        """Base rows first, the rows of one content of an adapter together."""
+        if self.adapter is None:
+            return (False, "", "")
+        return (True, self.adapter.adapter_id, self.adapter.generation)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
