@@ -1,6 +1,6 @@
 """The guest's command line: how much memory it boots with, and its virtio-mem devices."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from anole_shared.units import MiB
@@ -21,7 +21,7 @@ class Machine:
     own_nodes: bool
     """A node for each device (segregated), or all of them on the node of the boot memory."""
     kernel_options: str = ""
-    vcpus: int = 2
+    vcpus: int = 1
 
     @property
     def device_ids(self) -> tuple[str, ...]:
@@ -29,10 +29,6 @@ class Machine:
 
     def node_of(self, device_id: str) -> int:
         return int(device_id.removeprefix("vm")) if self.own_nodes else 0
-
-    def with_options(self, kernel_options: str) -> "Machine":
-        """The same, booted with these on the kernel's command line."""
-        return replace(self, kernel_options=kernel_options)
 
     def arguments(self) -> list[str]:
         """Of QEMU, all about memory and processors."""

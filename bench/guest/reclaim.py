@@ -121,19 +121,11 @@ class Reclaim:
     wanted_bytes: int
     bytes: int
     ms: float
+    waited_ms: float
+    """Of it, how long the guest's first processor was ready and got none of this machine's."""
     cpu_ms: int
     """Of the guest's kernel, to a tick of 10 ms."""
     pages_migrated: int
-    neighbour_before: float
-    """Pages that the neighbour touched in a millisecond that its processor ran, before."""
-    neighbour_during: float
-    neighbour_noise: float
-    """By what share the neighbour's speed changed between two times when nothing was done."""
-
-    @property
-    def neighbour_slowdown(self) -> float:
-        """As a share: 0.05 is five percent slower while memory was given back."""
-        return 1 - self.neighbour_during / self.neighbour_before
 
 
 class Instances:
@@ -181,6 +173,32 @@ class Instances:
             raise RuntimeError(f"{line}: {answer.text}")
 
 
+async def neighbours(
+    guest: Guest, way: Reclaimer, count: int, times: int
+) -> AsyncIterator[tuple[float, float]]:
+    """As sizes(), some times over, beside a process that works in its own memory.
+
+    By what share that is slower while memory is given back, and by how much its speed changes
+    between two half seconds before, when nothing is done.
+    """
+    instances = Instances(guest)
+    await instances.start_neighbour()
+    for _ in range(times):
+        await instances.fill(await way.grow(range(count)))
+        ended = list(range(1, count, 2))
+        await instances.end(ended)
+        earliest = await _Moment.now(guest)
+        await asyncio.sleep(_BEFORE_S)
+        earlier = await _Moment.now(guest)
+        await asyncio.sleep(_BEFORE_S)
+        first = await _Moment.now(guest)
+        await way.give_back(ended)
+        during = first.rate_until(await _Moment.now(guest))
+        noise = abs(1 - earlier.rate_until(first) / earliest.rate_until(earlier))
+        yield 1 - during / earliest.rate_until(first), noise
+        await instances.end(list(instances.alive))
+
+
 @dataclass(frozen=True, slots=True)
 class _Moment:
     """How far the neighbour and its processor are."""
@@ -192,42 +210,36 @@ class _Moment:
 
     @classmethod
     async def now(cls, guest: Guest) -> "_Moment":
-        pages = int((await guest.agent.read("/tmp/touched")) or 0)  # noqa: S108 - the guest's
+        pages = int(await guest.agent.read("/tmp/touched"))  # noqa: S108 - the guest's
         waited = await guest.vcpu_waited_ms(_NEIGHBOUR_CPU)
         return cls(pages, time.perf_counter() * 1000 - waited)
 
     def rate_until(self, later: "_Moment") -> float:
+        """Pages in a millisecond."""
         return (later.pages - self.pages) / (later.ran_ms - self.ran_ms)
 
 
 async def measure(guest: Guest, way: Reclaimer, ended: Sequence[int]) -> Reclaim:
     """Give the memory of these instances, which have ended, back."""
     before, (_, cpu_before) = await guest.counters(), await guest.cpu_ms()
-    earliest = await _Moment.now(guest)
-    await asyncio.sleep(_BEFORE_S)
-    earlier = await _Moment.now(guest)
-    await asyncio.sleep(_BEFORE_S)
-    first, began = await _Moment.now(guest), time.perf_counter()
+    waited, began = await guest.vcpu_waited_ms(0), time.perf_counter()
     num_bytes = await way.give_back(ended)
     ms = (time.perf_counter() - began) * 1000
-    last = await _Moment.now(guest)
+    waited = await guest.vcpu_waited_ms(0) - waited
     (_, cpu_after), after = await guest.cpu_ms(), await guest.counters()
     return Reclaim(
         wanted_bytes=len(ended) * INSTANCE_BYTES,
         bytes=num_bytes,
         ms=ms,
+        waited_ms=waited,
         cpu_ms=cpu_after - cpu_before,
         pages_migrated=after["pgmigrate_success"] - before["pgmigrate_success"],
-        neighbour_before=earliest.rate_until(first),
-        neighbour_during=first.rate_until(last),
-        neighbour_noise=abs(1 - earlier.rate_until(first) / earliest.rate_until(earlier)),
     )
 
 
 async def sizes(guest: Guest, way: Reclaimer, counts: Sequence[int]) -> AsyncIterator[Reclaim]:
     """For each number of instances: all fill their memory, half end, theirs is given back."""
     instances = Instances(guest)
-    await instances.start_neighbour()
     for count in counts:
         await instances.fill(await way.grow(range(count)))
         ended = list(range(1, count, 2))

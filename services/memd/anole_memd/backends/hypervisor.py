@@ -30,6 +30,11 @@ class Hypervisor(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether a device's size is only known while no other one changes."""
+        ...
+
     async def devices(self) -> tuple[Device, ...]:
         """All virtio-mem devices, by id."""
         ...

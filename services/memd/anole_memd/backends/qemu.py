@@ -15,6 +15,7 @@ class Qemu:
     """One virtual machine. Its QMP socket takes one client: give memd a monitor of its own."""
 
     name = "QEMU"
+    one_at_a_time = False
 
     def __init__(self, socket: Path) -> None:
         self._monitor = Monitor(socket, "QEMU", greets=True)

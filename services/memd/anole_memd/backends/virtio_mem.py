@@ -28,6 +28,7 @@ from anole_shared.ids import RegionId
 from anole_shared.units import MiB
 
 _POLL_S = 0.004
+_MAX_AT_ONCE = 64
 _OFFLINE_ATTEMPTS = 3
 _OFFLINE_PAUSE_S = 0.1
 _ONLINE_TRIES, _ONLINE_PAUSE_S = 100, 0.05
@@ -43,6 +44,7 @@ class VirtioMem:
     def __init__(self, hypervisor: Hypervisor, agent: GuestAgent | None) -> None:
         self._hypervisor = hypervisor
         self._agent = agent
+        self._turn = asyncio.Semaphore(1 if hypervisor.one_at_a_time else _MAX_AT_ONCE)
         self._block_bytes = 0
         self._nodes: dict[str, int] = {}
         self._slots: tuple[RegionSpec, ...] = ()
@@ -145,9 +147,10 @@ class VirtioMem:
     async def _learn_node(self, device: Device) -> None:
         """Which of the guest's nodes it is, once its blocks are there."""
         if self._agent is None or device.address is None:
-            node = device.node
-        else:
-            node = await self._agent.node_of(self._blocks(device)[0])
+            if device.node is not None:
+                self._nodes[device.device_id] = device.node
+            return
+        node = await self._agent.node_of(self._blocks(device)[0])
         others = {known for name, known in self._nodes.items() if name != device.device_id}
         if node is None or node in others | {0}:
             raise RegionRefused(
@@ -231,7 +234,8 @@ class VirtioMem:
         node = self._nodes.get(region_id)
         if node is None:
             raise RegionRefused(
-                f"nobody knows the guest's NUMA node of {region_id}: it was not plugged"
+                f"{region_id} has no NUMA node of its own in the guest, as far as is known: what "
+                "runs there cannot be bound to it"
             )
         return NodeHandle(node=node)
 
@@ -275,6 +279,10 @@ class VirtioMem:
 
     async def _resize(self, device: Device, target: int, progress: "_Progress") -> None:
         """Until the guest has plugged just so much."""
+        async with self._turn:
+            await self._resize_now(device, target, progress)
+
+    async def _resize_now(self, device: Device, target: int, progress: "_Progress") -> None:
         now = await self._device(device.device_id)
         progress.start = progress.size = now.size_bytes
         if now.requested_bytes == target and now.size_bytes != target:
