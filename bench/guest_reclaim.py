@@ -11,6 +11,8 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +23,7 @@ import orjson
 from anole_shared.errors import AnoleError
 from anole_shared.units import MiB
 from bench import machine
-from bench.guest.guest import Image, image, running
+from bench.guest.guest import Guest, Image, image, running
 from bench.guest.reclaim import (
     Reclaim,
     Reclaimer,
@@ -41,7 +43,7 @@ COUNTS, QUICK_COUNTS = (2, 4, 8, 16), (2, 4)
 ZEROING = ("init_on_alloc=1", "init_on_alloc=0")
 """Debian's default, and without."""
 
-COUNTS_WITHOUT_ZEROING = COUNTS[:-1]
+COUNTS_WITHOUT_ZEROING = COUNTS[:2]
 OCCUPANCY_RUNS = 3
 NEIGHBOUR_COUNT, NEIGHBOUR_TIMES = 4, 5
 
@@ -71,35 +73,55 @@ class Run:
         }
 
     async def all(self, runs: int) -> None:
-        """Every part; so many guests of each kind."""
-        for number in range(1, runs + 1):
-            for zeroing in ZEROING[:1] if self._quick else ZEROING:
-                for way in WAYS:
-                    self._say(f"[{number}/{runs}] {way.name}, {zeroing}")
-                    await self._reclaims(way, number, zeroing)
-                    self._keep()
-        if not self._quick:
+        """Every part; so many guests of each kind for the sizes."""
+        default, without = ZEROING
+        await self._all_sizes(runs, default, QUICK_COUNTS if self._quick else COUNTS)
+        if self._quick:
+            return
+        for way in WAYS:
+            self._say(f"{way.name}, beside a neighbour")
+            await self._neighbours(way)
+        await self._all_sizes(runs, without, COUNTS_WITHOUT_ZEROING)
+        for number in range(1, OCCUPANCY_RUNS + 1):
             for way in WAYS:
-                self._say(f"{way.name}, beside a neighbour")
-                await self._neighbours(way)
-                self._keep()
+                self._say(f"[{number}/{OCCUPANCY_RUNS}] {way.name}, by occupancy")
+                await self._occupancies(way, number)
 
-    async def _reclaims(self, way: Way, number: int, zeroing: str) -> None:
+    async def _all_sizes(self, runs: int, zeroing: str, counts: tuple[int, ...]) -> None:
+        for number in range(1, runs + 1):
+            for way in WAYS:
+                self._say(f"[{number}/{runs}] {way.name}, {zeroing}")
+                await self._sizes(way, number, zeroing, counts)
+
+    async def _sizes(self, way: Way, number: int, zeroing: str, counts: tuple[int, ...]) -> None:
         of = {"way": way.name, "run": number, "zeroing": zeroing}
-        guest_machine = replace(way.machine, kernel_options=zeroing)
+        async with self._started(way, zeroing) as (guest, reclaimer):
+            async for reclaim in sizes(guest, reclaimer, counts):
+                self._add(reclaim, of)
+
+    async def _occupancies(self, way: Way, number: int) -> None:
+        of = {"way": way.name, "run": number, "zeroing": ZEROING[0]}
+        async with self._started(way, ZEROING[0]) as (guest, reclaimer):
+            async for occupancy, reclaim in occupancies(guest, reclaimer):
+                self._add(reclaim, of | {"occupancy": round(occupancy, 2)})
+
+    async def _neighbours(self, way: Way) -> None:
+        async with self._started(way, ZEROING[0], vcpus=2) as (guest, reclaimer):
+            measured = neighbours(guest, reclaimer, NEIGHBOUR_COUNT, NEIGHBOUR_TIMES)
+            async for slowdown, noise in measured:
+                progress(f"    {slowdown:+.0%} slower, noise {noise:.0%}")
+                self.neighbours.append({"way": way.name, "slowdown": slowdown, "noise": noise})
+
+    @asynccontextmanager
+    async def _started(
+        self, way: Way, zeroing: str, vcpus: int = 1
+    ) -> AsyncIterator[tuple[Guest, Reclaimer]]:
+        guest_machine = replace(way.machine, vcpus=vcpus, kernel_options=zeroing)
         async with running(self._image, guest_machine) as guest:
             reclaimer: Reclaimer = way(guest)
             await reclaimer.start()
-            async for reclaim in sizes(guest, reclaimer, self._counts(zeroing)):
-                self._add(reclaim, of)
-            if not self._quick and zeroing == ZEROING[0] and number <= OCCUPANCY_RUNS:
-                async for occupancy, reclaim in occupancies(guest, reclaimer):
-                    self._add(reclaim, of | {"occupancy": round(occupancy, 2)})
-
-    def _counts(self, zeroing: str) -> tuple[int, ...]:
-        if self._quick:
-            return QUICK_COUNTS
-        return COUNTS if zeroing == ZEROING[0] else COUNTS_WITHOUT_ZEROING
+            yield guest, reclaimer
+        self._keep()
 
     def _add(self, reclaim: Reclaim, of: Sample) -> None:
         progress(
@@ -108,16 +130,6 @@ class Run:
             f"{reclaim.pages_migrated} pages migrated"
         )
         self.samples.append(of | asdict(reclaim))
-
-    async def _neighbours(self, way: Way) -> None:
-        guest_machine = replace(way.machine, vcpus=2, kernel_options=ZEROING[0])
-        async with running(self._image, guest_machine) as guest:
-            reclaimer: Reclaimer = way(guest)
-            await reclaimer.start()
-            measured = neighbours(guest, reclaimer, NEIGHBOUR_COUNT, NEIGHBOUR_TIMES)
-            async for slowdown, noise in measured:
-                progress(f"    {slowdown:+.0%} slower, noise {noise:.0%}")
-                self.neighbours.append({"way": way.name, "slowdown": slowdown, "noise": noise})
 
     def _say(self, what: str) -> None:
         progress(f"{what} ({(time.monotonic() - self._begin) / 60:.0f} min so far)")
