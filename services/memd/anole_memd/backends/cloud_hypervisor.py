@@ -56,7 +56,9 @@ class CloudHypervisor:
         return tuple(sorted(devices, key=lambda device: device.device_id))
 
     def _note_missing(self, in_all: int) -> None:
-        if self._changing is not None:
+        if not in_all:
+            self._missing.clear()
+        elif self._changing is not None:
             self._missing.pop(self._changing, None)
             self._missing[self._changing] = in_all - sum(self._missing.values())
 
