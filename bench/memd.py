@@ -16,12 +16,15 @@ _START_S = 20.0
 
 
 @contextmanager
-def leasing(budget_bytes: int | None = None) -> Iterator[Path]:
-    """The socket of a memd that leases so many bytes; None: as many as its settings say."""
+def leasing(budget_bytes: int | None = None, **more: float) -> Iterator[Path]:
+    """The socket of a memd that leases so many bytes; None: as many as its settings say.
+
+    more: other settings of memd's.
+    """
     with tempfile.TemporaryDirectory(prefix="anole-bench-") as folder:
         path = Path(folder) / "memd.sock"
         common = load(CommonSettings, memd_socket=path)
-        settings = load(MemdSettings, budget_bytes=budget_bytes)
+        settings = load(MemdSettings, budget_bytes=budget_bytes, **more)
         thread = _Thread(MemdService(common, settings, Telemetry("memd")))
         thread.start()
         try:

@@ -78,6 +78,24 @@ def _policies(hits: Table, waits: Table) -> Figure:
     return figure
 
 
+def _demand(table: Table) -> Figure:
+    """What each cache keeps resident while demand shifts."""
+    figure = Figure(figsize=(8, 3.5))
+    axes: Any = figure.subplots()
+    seconds = [row["seconds"] for row in table.rows]
+    axes.fill_between(
+        seconds, [row["demand"] for row in table.rows], color="#d0d0d0", label="demand"
+    )
+    for key, colour in (("heap", "#4a6fa5"), ("heap, freed", "#c46a2b"), ("regions", "#2a7f3f")):
+        axes.plot(seconds, [row[key] for row in table.rows], color=colour, label=key)
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("resident MiB")
+    axes.set_ylim(bottom=0)
+    axes.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
 def _grouped(
     rows: tuple[Record, ...], keys: tuple[str, ...]
 ) -> dict[tuple[object, ...], list[Record]]:
@@ -89,5 +107,6 @@ def _grouped(
 
 _PLOTS: Mapping[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "steps": (("steps",), _steps),
+    "memd-demand": (("memd-demand",), _demand),
     "policies": (("policies-hits", "policies-waits"), _policies),
 }

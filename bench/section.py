@@ -57,6 +57,7 @@ SECTIONS = {
         Section("prefill", "prompts with and without adapters, and prompts that share a beginning"),
         Section("loads", "bringing an adapter from disk into memory, against a copy of the bytes"),
         Section("memory", "bytes held for an adapter against its weights; unused bytes"),
+        Section("memd_host", "a host's memory under shifting demand: memd's regions or a heap"),
         Section("stalls", "a running stream's longest gap while adapters load"),
         Section("policies", "which eviction policy hits most (simulated, the real ledger)"),
         Section("overhead", "the whole stack over HTTP against the worker alone"),

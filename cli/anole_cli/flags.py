@@ -11,6 +11,7 @@ ALIASES = {
     "ANOLE_GATEWAY_PORT": "--port",
     "ANOLE_GATEWAY_HOST": "--host",
     "ANOLE_WORKER_ADAPTERS": "--adapters",
+    "ANOLE_MEMD_BACKEND": "--backend",
 }
 """Short names of the flags that people type most."""
 
@@ -33,7 +34,11 @@ def add_flags(parser: argparse.ArgumentParser, group: type[Settings], title: str
         if variable in ALIASES:
             names.insert(0, ALIASES[variable])
         section.add_argument(
-            *names, dest=variable, metavar="VALUE", help=f"{text} [{variable}]".replace("%", "%%")
+            *names,
+            dest=variable,
+            metavar="VALUE",
+            default=argparse.SUPPRESS,  # so that a subcommand does not undo its parent's
+            help=f"{text} [{variable}]".replace("%", "%%"),
         )
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from anole_cli import adapters, bench, chat, doctor, health
+from anole_cli import adapters, bench, chat, doctor, health, memd
 from anole_cli.flags import add_flags, read, secrets_note
 from anole_cli.groups import GROUPS
 from anole_shared import logs
@@ -142,6 +142,8 @@ def _add_service(commands: Commands, kind: str, what: str) -> None:
     parser.epilog = secrets_note([CommonSettings])
     add_flags(parser, CommonSettings, "all services")
     add_flags(parser, GROUPS[kind], kind)
+    if kind == "memd":
+        memd.add_commands(parser)
 
 
 def _add_model(commands: Commands) -> None:

@@ -183,6 +183,25 @@ class EngineMachine(RuleBasedStateMachine):
             if output.ending is not None:
                 self.live.remove(sequence.request_id)
 
+    @rule(num_bytes=st.integers(-1, 2 * BUDGET))
+    def give_up(self, num_bytes: int) -> None:
+        """The host asks for memory: idle adapters go, none that runs or is waited for."""
+        waited_for = {s.adapter for s in self.engine.sequences}
+        idle = set(self.engine.memory.adapters.adapters(Residency.RESIDENT))
+        gone = self.engine.give_up(num_bytes, self.now)
+        assert set(gone) <= idle - waited_for
+        assert all(sum(a.num_bytes for a in gone) - one.num_bytes < num_bytes for one in gone)
+        if sum(a.num_bytes for a in gone) < num_bytes:
+            left = set(self.engine.memory.adapters.adapters(Residency.RESIDENT))
+            assert all(
+                self.engine.memory.adapters.is_pinned(a) or a in waited_for or self.is_hinted(a)
+                for a in left
+            )
+        self.device.adapters.difference_update(gone)
+
+    def is_hinted(self, one: Adapter) -> bool:
+        return one in self.engine._loading._hints
+
     @rule(seconds=st.sampled_from([0.1, 5.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds

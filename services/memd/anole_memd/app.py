@@ -92,7 +92,12 @@ class MemdService:
             on_connected=parts.tenants.connected,
             on_gone=parts.tenants.gone,
         )
-        parts.books.on_change = server.tell_watchers
+
+        def on_change() -> None:
+            server.tell_watchers()
+            parts.lessor.something_changed()
+
+        parts.books.on_change = on_change
         return server
 
     async def _serve(
@@ -174,6 +179,7 @@ class MemdService:
         return _Parts(
             books=books,
             keeper=keeper,
+            lessor=lessor,
             pilot=pilot,
             desk=desk,
             metrics=metrics,
@@ -199,6 +205,7 @@ class _Parts:
 
     books: Books
     keeper: Keeper
+    lessor: Lessor
     pilot: Pilot
     desk: Desk
     metrics: Metrics

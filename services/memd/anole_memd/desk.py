@@ -109,8 +109,9 @@ class Desk:
         match message:
             case LeaseRequested():
                 return self._granted(caller, await self._lessor.grant(caller.holder, message, now))
-            case LeaseRenewed(lease_id=lease_id, ttl_s=ttl_s):
-                self._lessor.renew(caller.holder, lease_id, ttl_s, now)
+            case LeaseRenewed(lease_id=lease_id):
+                holder = None if message.of_others else caller.holder
+                self._lessor.renew(holder, lease_id, message.ttl_s, now)
                 caller.lease_ids.add(lease_id)
                 return Answer(message=message)
             case LeaseReleased():

@@ -15,6 +15,8 @@ AnoleError
 |   +-- RegionRefused       the answer is no
 +-- BadRecord               a journal's line that no ledger can have decided
 +-- MemdUnavailable         nobody answers on the socket
++-- MemdRefused             memd answers no to an operator
++-- SandboxUnavailable      this host cannot confine a program's memory
 """
 
 from anole_shared.errors import AnoleError
@@ -96,3 +98,11 @@ class MemdUnavailable(AnoleError):
     """No memd answers on the socket."""
 
     retryable = True
+
+
+class MemdRefused(AnoleError):
+    """What memd answers where it does not do what was asked; the message has its reason."""
+
+
+class SandboxUnavailable(AnoleError):
+    """This host cannot confine a program's memory; the message says what is missing."""

@@ -43,7 +43,7 @@ class HolderWatch:
 
     def _ended(self, holder: Holder) -> None:
         self.remove(holder)
-        log.info("process %d has ended", holder.pid)
+        log.debug("process %d has ended", holder.pid)
         self._on_ended(holder)
 
     def remove(self, holder: Holder) -> None:

@@ -1,5 +1,6 @@
 """Lessor: grants, renews and ends leases, and knows whose holder has ended."""
 
+import asyncio
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
@@ -13,7 +14,14 @@ from anole_memd.core.lease import Holder, Lease, LeaseState
 from anole_memd.core.ledger import Region
 from anole_memd.core.records import LeaseMoved, LeaseOpened
 from anole_memd.core.region import RegionState, region_name
-from anole_memd.errors import BackendError, BackendSilent, BadRegionSize, LeaseRefused, NoRegion
+from anole_memd.errors import (
+    BackendError,
+    BackendSilent,
+    BadRegionSize,
+    LeaseRefused,
+    NoRegion,
+    OverBudget,
+)
 from anole_memd.keeper import Keeper
 from anole_shared.ids import LeaseId
 from anole_shared.messages import LeaseRequested
@@ -22,6 +30,7 @@ from anole_shared.telemetry import Attribute, SpanName, context_of
 log = logging.getLogger(__name__)
 
 _MAX_TTL_S = 24 * 3600.0
+_MAX_WAIT_S = 600.0
 _SWEEP_TIMEOUT_S = 2.0
 
 
@@ -41,6 +50,13 @@ class Lessor:
         self._books = books
         self._keeper = keeper
         self._tracer = tracer
+        self._queue = asyncio.Lock()
+        """Whoever waits for room; it is taken in order of arrival."""
+        self._changed = asyncio.Event()
+
+    def something_changed(self) -> None:
+        """There may be room now for who waits."""
+        self._changed.set()
 
     async def grant(self, holder: Holder, asked: LeaseRequested, now: float) -> Granted:
         """Lease a region.
@@ -53,7 +69,7 @@ class Lessor:
             SpanName.LEASE, context=context_of(asked.headers), kind=SpanKind.SERVER
         ) as span:
             try:
-                granted = await self._grant(holder, asked, label, purpose, now)
+                granted = await self._granted(holder, asked, label, purpose, now)
             except LeaseRefused as refusal:
                 span.set_attribute(Attribute.ERROR_TYPE, type(refusal).__name__)
                 span.set_status(StatusCode.ERROR, str(refusal))
@@ -63,6 +79,31 @@ class Lessor:
         lease_id = granted.lease.lease_id
         log.info("%s: %d bytes to %s for %s", lease_id, granted.num_bytes, label, purpose)
         return granted
+
+    async def _granted(
+        self, holder: Holder, asked: LeaseRequested, label: str, purpose: str, now: float
+    ) -> Granted:
+        """At once, or when there is room: whoever waits is served in order of arrival.
+
+        Who does not wait is not held up by those who do.
+        """
+        if asked.wait_s <= 0:
+            return await self._grant(holder, asked, label, purpose, now)
+        wait_s = min(asked.wait_s, _MAX_WAIT_S)
+        refusal = OverBudget(f"others have been waiting for {wait_s:.1f} s before this")
+        try:
+            async with asyncio.timeout(wait_s), self._queue:
+                while True:
+                    self._changed.clear()
+                    try:
+                        return await self._grant(holder, asked, label, purpose, now)
+                    except OverBudget as full:
+                        refusal = full
+                    await self._changed.wait()
+                    if not processes.is_alive(holder.pid, holder.started):
+                        raise refusal
+        except TimeoutError:
+            raise OverBudget(f"{refusal} (waited {wait_s:.1f} s)") from None
 
     async def _grant(
         self, holder: Holder, asked: LeaseRequested, label: str, purpose: str, now: float
@@ -94,14 +135,14 @@ class Lessor:
 
     async def _free_region(self, holder: Holder, num_bytes: int, purpose: str) -> Region:
         ledger = self._books.ledger
-        if num_bytes <= 0:
-            ledger.check_room(holder, num_bytes)
+        ledger.check_size(num_bytes)
         ledger.check_leases(holder)
         region = None if self._keeper.backend.slots is None else ledger.free_region(num_bytes)
         if region is None:
-            ledger.check_room(holder, min(num_bytes, ledger.total_bytes + 1))
-            ledger.check_room(holder, self._keeper.size_of(num_bytes))
+            ledger.check_room_to_plug(self._keeper.size_of(num_bytes))
             region = await self._keeper.plug(num_bytes, purpose)
+        else:
+            ledger.check_room_to_lease(region)
         return region
 
     async def _give_up(self, region: Region) -> None:
@@ -109,19 +150,20 @@ class Lessor:
         if self._keeper.backend.slots is None:
             await self._keeper.unplug(region.region_id)
 
-    def renew(self, holder: Holder, lease_id: LeaseId, ttl_s: float | None, now: float) -> None:
-        """Move a lease's end; its holder has a connection again.
+    def renew(
+        self, holder: Holder | None, lease_id: LeaseId, ttl_s: float | None, now: float
+    ) -> None:
+        """Move a lease's end; its holder has a connection again. holder: None for anybody's lease.
 
         Raises:
             LeaseRefused: the process holds no such lease.
         """
         lease = self._books.ledger.lease(lease_id)
-        if lease is None or lease.holder != holder:
+        if lease is None or holder not in {None, lease.holder}:
             raise NoRegion(f"this process holds no lease {lease_id}: lease anew")
         expires_s = None if ttl_s is None else now + _checked(ttl_s)
-        self._books.commit(
-            [LeaseMoved(lease_id=lease_id, state=LeaseState.HELD, expires_s=expires_s)]
-        )
+        state = lease.state if holder is None else LeaseState.HELD
+        self._books.commit([LeaseMoved(lease_id=lease_id, state=state, expires_s=expires_s)])
 
     async def release(self, lease_id: LeaseId, *, force: bool = False) -> None:
         """End a lease, if it stands, and give its region back.

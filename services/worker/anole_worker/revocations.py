@@ -31,8 +31,16 @@ GiveUp = Callable[[int], Awaitable[int]]
 class Revocations:
     """A connection of its own to memd, so that nobody who leases has to listen as well."""
 
-    def __init__(self, socket_path: Path, used_bytes: Callable[[], int], give_up: GiveUp) -> None:
+    def __init__(
+        self,
+        socket_path: Path,
+        used_bytes: Callable[[], int],
+        give_up: GiveUp,
+        *,
+        report_s: float = REPORT_S,
+    ) -> None:
         """used_bytes: of what is leased, what was used lately. give_up: free so many bytes."""
+        self._report_s = report_s
         self._socket_path = socket_path
         self._used_bytes = used_bytes
         self._give_up = give_up
@@ -47,8 +55,8 @@ class Revocations:
                     sock.connect(str(self._socket_path))
                     pause_s = _FIRST_PAUSE_S
                     await self._serve(sock)
-            except (OSError, MessageError) as fault:
-                log.debug("memd at %s: %s", self._socket_path, fault)
+            except* (OSError, MessageError) as faults:
+                log.debug("memd at %s: %s", self._socket_path, faults.exceptions)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -65,7 +73,7 @@ class Revocations:
         while True:
             with suppress(OSError):
                 sock.send(encode(DemandReported(used_bytes=self._used_bytes())))
-            await asyncio.sleep(REPORT_S)
+            await asyncio.sleep(self._report_s)
 
     async def _listen(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()

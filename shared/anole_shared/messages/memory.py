@@ -27,6 +27,8 @@ class LeaseRequested:
     """W3C trace context of the load that needs the region."""
     ttl_s: float | None = None
     """The lease ends after so many seconds unless it is renewed; None: with its holder only."""
+    wait_s: float = 0.0
+    """How long to wait for room, in order of arrival; 0: not at all."""
     type: Literal["lease.requested"] = "lease.requested"
 
 
@@ -110,6 +112,8 @@ class LeaseRenewed:
     lease_id: LeaseId
     ttl_s: float | None = None
     """From now on; None: until the holder ends."""
+    of_others: bool = False
+    """Also where another process holds it: an operator's will."""
     type: Literal["lease.renewed"] = "lease.renewed"
 
 

@@ -13,7 +13,6 @@ from anole_memd.core.lease import Holder
 from anole_memd.core.ledger import Ledger
 from anole_memd.core.region import RegionSpec
 from anole_memd.desk import Desk
-from anole_memd.errors import BackendError
 from anole_memd.journal import Header, Journal, replay
 from anole_memd.keeper import Keeper
 from anole_memd.lessor import Lessor
@@ -75,7 +74,7 @@ class SlotBackend:
         )
         self.plugged: dict[RegionId, int] = {}
         self.used: set[RegionId] = set()
-        self.fails: dict[str, list[BackendError]] = {}
+        self.fails: dict[str, list[BaseException]] = {}
         self.calls: list[str] = []
 
     def _called(self, method: str, region_id: RegionId) -> None:

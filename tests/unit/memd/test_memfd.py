@@ -2,12 +2,16 @@ import errno
 import mmap
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from anole_memd.backends import memfd
+from anole_memd.backends import memfd, processes
+from anole_memd.backends.memfd import MemfdBackend
+from anole_memd.core.region import RegionSpec
+from anole_memd.errors import BackendUnavailable, RegionBusy, RegionRefused
+from anole_shared.ids import RegionId
 from anole_shared.units import HUGE_PAGE_BYTES
 
 
@@ -56,5 +60,98 @@ def test_the_descriptor_limit_is_raised_as_far_as_it_goes() -> None:
     try:
         assert memfd.raise_descriptor_limit() == hard
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+SPEC = RegionSpec(region_id=RegionId("region-1"), num_bytes=HUGE_PAGE_BYTES, name="test")
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[MemfdBackend]:
+    made = MemfdBackend()
+    yield made
+    await made.close()
+
+
+async def test_the_backend_proves_itself_on_this_kernel(backend: MemfdBackend) -> None:
+    assert "holds one" in await backend.probe(timeout_s=1)
+
+
+async def test_a_region_is_held_until_the_last_descriptor_or_mapping_is_gone(
+    backend: MemfdBackend,
+) -> None:
+    await backend.plug(SPEC, timeout_s=1)
+    assert await backend.is_released(SPEC.region_id, timeout_s=1)
+    handle = backend.handle(SPEC.region_id)
+    copy = os.dup(handle.descriptor)
+    handle.close()
+    assert not await backend.is_released(SPEC.region_id, timeout_s=1)
+    with mmap.mmap(copy, HUGE_PAGE_BYTES) as mapping:
+        os.close(copy)
+        mapping[0] = 1
+        assert not await backend.is_released(SPEC.region_id, timeout_s=1)
+        assert await backend.users(SPEC.region_id) == (os.getpid(),)
+        assert await backend.resident_bytes(SPEC.region_id) > 0
+        with pytest.raises(RegionBusy, match=str(os.getpid())):
+            await backend.unplug(SPEC.region_id, timeout_s=1)
+    assert await backend.is_released(SPEC.region_id, timeout_s=1)
+    assert await backend.unplug(SPEC.region_id, timeout_s=1) == HUGE_PAGE_BYTES
+    assert await backend.unplug(SPEC.region_id, timeout_s=1) == 0
+
+
+async def test_force_takes_the_pages_from_under_a_mapping(backend: MemfdBackend) -> None:
+    await backend.plug(SPEC, timeout_s=1)
+    handle = backend.handle(SPEC.region_id)
+    with mmap.mmap(handle.descriptor, HUGE_PAGE_BYTES) as mapping:
+        mapping[:5] = b"anole"
+        assert await backend.unplug(SPEC.region_id, timeout_s=1, force=True) == HUGE_PAGE_BYTES
+        assert os.fstat(handle.descriptor).st_blocks == 0
+        assert mapping[:5] == bytes(5)
+    handle.close()
+
+
+@pytest.mark.parametrize("sees_descriptors", [True, False])
+async def test_a_region_is_found_again_in_its_holder(
+    backend: MemfdBackend, sees_descriptors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the kernel gives no descriptor of it: then /proc tells who maps it."""
+    if not sees_descriptors:
+        monkeypatch.setattr(processes, "reopened_from", lambda *_: None)
+    token = (await backend.plug(SPEC, timeout_s=1)).token
+    handle = backend.handle(SPEC.region_id)
+    mapping = mmap.mmap(handle.descriptor, HUGE_PAGE_BYTES)
+    handle.close()
+    await backend.close()
+    mapping[:5] = b"anole"
+    after = MemfdBackend()
+    found = await after.adopt(SPEC, token, os.getpid(), timeout_s=1)
+    assert found is not None
+    assert found.num_bytes == HUGE_PAGE_BYTES
+    assert not await after.is_released(SPEC.region_id, timeout_s=1)
+    assert mapping[:5] == b"anole"
+    if sees_descriptors:
+        after.handle(SPEC.region_id).close()
+    else:
+        with pytest.raises(RegionRefused, match="no descriptor"):
+            after.handle(SPEC.region_id)
+        with pytest.raises(RegionBusy):
+            await after.unplug(SPEC.region_id, timeout_s=1, force=True)
+    mapping.close()
+    assert await after.is_released(SPEC.region_id, timeout_s=1)
+    assert await after.unplug(SPEC.region_id, timeout_s=1) == HUGE_PAGE_BYTES
+    assert await after.adopt(SPEC, token, os.getpid(), timeout_s=1) is None
+    assert await after.adopt(SPEC, "", None, timeout_s=1) is None
+    await after.close()
+
+
+async def test_too_many_open_files_are_a_refusal(backend: MemfdBackend) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(RegionRefused, match="Too many open files"):
+            await backend.plug(SPEC, timeout_s=1)
+        with pytest.raises(BackendUnavailable, match="Too many open files"):
+            await backend.probe(timeout_s=1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -58,6 +58,8 @@ class ScriptedDevice:
     may_load: threading.Event = field(default_factory=threading.Event)
     step_fault: Exception | None = None
     load_fault: Exception | None = None
+    lease_faults: list[Exception] = field(default_factory=list)
+    """Raised by the next loads, one each."""
     memory_fault: Exception | None = None
     dropped: list[AdapterId] = field(default_factory=list)
     stripped: list[int] = field(default_factory=list)
@@ -92,6 +94,8 @@ class ScriptedDevice:
 
     def load_adapter(self, adapter: Adapter, file: AdapterFile, headers: Mapping[str, str]) -> None:
         assert self.may_load.wait(10)
+        if self.lease_faults:
+            raise self.lease_faults.pop(0)
         if self.load_fault is not None:
             raise self.load_fault
 
@@ -123,6 +127,7 @@ class Heard:
 @dataclass
 class Bench:
     loop: EngineLoop
+    loader: Loader
     device: ScriptedDevice
     scheduler: Heard
     gateway: Heard
@@ -212,7 +217,7 @@ async def bench(
                 tasks.create_task(loop.run_steps()),
                 tasks.create_task(loop.run_loads()),
             ]
-            yield Bench(loop, device, scheduler, gateway, spans)
+            yield Bench(loop, loader, device, scheduler, gateway, spans)
             device.may_step.set()
             device.may_load.set()
             for task in running:

@@ -17,7 +17,8 @@ from anole_shared.messages import (
 from anole_shared.telemetry import SpanName
 from anole_worker.core.residency import Residency as Held
 from anole_worker.core.step import Sampling
-from tests.unit.worker.engines import make_engine, make_sequence
+from anole_worker.leases import LeaseRefused
+from tests.unit.worker.engines import SIZES, make_engine, make_sequence
 from tests.unit.worker.loops import KnownFiles, bench, resident
 
 
@@ -242,3 +243,36 @@ async def test_the_spans_of_a_cold_sequence_tell_wait_load_prefill_and_decode() 
         if name != SpanName.SEQUENCE:
             assert span.parent is not None
             assert span.parent.span_id == root.span_id
+
+
+async def test_a_host_without_room_for_one_more_adapter_gets_an_idle_one_back() -> None:
+    async with bench() as b:
+        await b.loop.admit(make_sequence("first", adapter_name="a", max_tokens=1), {})
+        await b.until_ended("first")
+        b.device.lease_faults = [LeaseRefused("no room: the host is short of memory")]
+        await b.loop.admit(make_sequence("second", adapter_name="b", max_tokens=1), {})
+        await b.until_ended("second")
+    assert b.endings()["second"] is FinishReason.LENGTH
+    assert b.device.dropped == ["a"]
+
+
+async def test_a_host_without_room_fails_the_load_where_nothing_is_idle() -> None:
+    async with bench() as b:
+        b.device.lease_faults = [LeaseRefused("no room")]
+        await b.loop.admit(make_sequence("first", adapter_name="a", max_tokens=1), {})
+        await b.until_ended("first")
+    assert b.endings()["first"] is FinishReason.ERROR
+
+
+async def test_memory_that_the_host_asks_for_is_given_back_and_reported() -> None:
+    async with bench() as b:
+        await b.loop.admit(make_sequence("first", adapter_name="a", max_tokens=1), {})
+        await b.until_ended("first")
+        assert await b.loader.give_up(1) == SIZES["a"]
+        assert b.device.dropped == ["a"]
+        assert await b.loader.give_up(1) == 0
+        await b.scheduler.until(lambda messages: is_absent(messages[-1]))
+
+
+def is_absent(message: Message) -> bool:
+    return isinstance(message, AdapterResidencyChanged) and message.residency is Residency.ABSENT

@@ -268,3 +268,38 @@ def test_what_fits_is_known_beforehand(num_blocks: int, num_bytes: int, fits: bo
     memory = make_memory(budget_bytes=40, block_bytes=10)
     assert memory.fits(num_blocks, adapter("n", num_bytes=num_bytes)) is fits
     assert memory.fits(num_blocks, None) is (num_blocks <= 4)
+
+
+def test_for_the_hosts_sake_the_least_worthy_go_and_no_more_than_that() -> None:
+    memory = make_memory(budget_bytes=100)
+    for of, used_s in ((A, 3), (B, 1), (C, 2), (D, 4)):
+        resident(memory, of, used_s)
+    memory.adapters.pin(B)
+    assert memory.give_up(15, 5, kept={C}) == (A, D)
+    assert memory.give_up(15, 5, kept={C}) == ()
+    assert memory.give_up(1, 5, kept=()) == (C,)
+    memory.check_invariants()
+    assert memory.adapters.adapters(Residency.RESIDENT) == (B,)
+
+
+def test_for_the_hosts_sake_one_large_adapter_spares_several_small_ones() -> None:
+    memory = make_memory(budget_bytes=100)
+    small, large = adapter("small", num_bytes=2), adapter("large", num_bytes=50)
+    resident(memory, small, used_s=1)
+    resident(memory, large, used_s=2)
+    assert memory.give_up(40, 5, kept=()) == (large,)
+
+
+def test_nothing_goes_where_nothing_is_asked_for() -> None:
+    memory = make_memory(budget_bytes=100)
+    resident(memory, A, used_s=1)
+    assert memory.give_up(0, 5, kept=()) == ()
+
+
+def test_used_bytes_are_those_that_run_load_or_were_used_lately() -> None:
+    memory = make_memory(budget_bytes=100)
+    for of, used_s in ((A, 1), (B, 2), (C, 9)):
+        resident(memory, of, used_s)
+    assert memory.claim_unused(D)
+    memory.adapters.pin(A)
+    assert memory.adapters.used_bytes_since(5) == sum(a.num_bytes for a in (A, C, D))

@@ -79,6 +79,7 @@ class Controller:
         self.limits = limits
         self._requested = self._clamped(requested_bytes)
         self._peak = SlidingMax(limits.hold_s)
+        self._last_leased = 0
         self._began_s: float | None = None
         self._grow_from_s = 0.0
         self._revoke_from_s = 0.0
@@ -95,6 +96,7 @@ class Controller:
             self._began_s = now
         wanted = self._wanted(sample)
         self._peak.add(now, wanted)
+        self._last_leased = sample.leased_bytes
         before = self._requested
         if sample.pressure is not Pressure.NONE:
             self._give_way(sample, now)
@@ -107,17 +109,19 @@ class Controller:
         if self._requested != before:
             commands.append(Resize(num_bytes=self._requested))
         excess = sample.leased_bytes - self._requested
-        if excess > 0 and now >= self._revoke_from_s and self._may_revoke(sample):
+        # What demand has just brought is not asked back: the next tick grows for it.
+        is_due = sample.pressure is not Pressure.NONE or wanted <= self._requested
+        if excess > 0 and now >= self._revoke_from_s and is_due:
             self._revoke_from_s = now + self.limits.deadline_s
             commands.append(Revoke(num_bytes=excess, deadline_s=self.limits.deadline_s))
         return commands
 
-    def _may_revoke(self, sample: Sample) -> bool:
-        """Not what demand has just brought, and the next tick would grow for."""
-        return sample.pressure is not Pressure.NONE or self._wanted(sample) <= self._requested
-
     def _wanted(self, sample: Sample) -> int:
+        """What is used, or what was leased since the last look where that is past the request."""
         demand = sample.used_bytes + sample.wanted_bytes
+        growth = sample.leased_bytes - self._last_leased
+        if growth > 0 and sample.leased_bytes > self._requested:
+            demand = max(demand, min(sample.leased_bytes, self._requested + growth))
         return self._clamped(demand + int(demand * self.limits.headroom))
 
     def _give_way(self, sample: Sample, now: float) -> None:

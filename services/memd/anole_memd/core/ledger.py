@@ -115,14 +115,8 @@ class Ledger:
         leases = self.leases_of(holder)
         return sum(self._regions[lease.region_id].num_bytes for lease in leases)
 
-    def check_room(self, holder: Holder, num_bytes: int) -> None:
-        """Return if the holder may have one more region, of so many bytes that are not plugged.
-
-        Raises:
-            BadRegionSize: it is not positive, or over the whole budget.
-            OverBudget: it would fit if less were plugged.
-            TooManyLeases: the holder must release one first.
-        """
+    def check_size(self, num_bytes: int) -> None:
+        """Return if there can ever be a region of so many bytes; raises BadRegionSize."""
         if num_bytes <= 0:
             raise BadRegionSize(f"a region of {num_bytes} bytes was asked for: ask for at least 1")
         if num_bytes > self.total_bytes:
@@ -130,8 +124,6 @@ class Ledger:
                 f"a region of {num_bytes} bytes is more than memd's whole budget of "
                 f"{self.total_bytes} bytes: raise ANOLE_MEMD_BUDGET_BYTES"
             )
-        self.check_room_to_plug(num_bytes)
-        self.check_leases(holder)
 
     def check_leases(self, holder: Holder) -> None:
         """Return if the holder may have one more lease; raises TooManyLeases."""
@@ -156,6 +148,14 @@ class Ledger:
             f"no room for a region of {num_bytes} bytes: {free_bytes} of memd's {limit} bytes are "
             "free; release regions, or raise ANOLE_MEMD_BUDGET_BYTES"
         )
+
+    def check_room_to_lease(self, region: Region) -> None:
+        """Return if a free region may be leased; raises OverBudget while the host is short."""
+        if self.is_pressed and self._leased_bytes + region.num_bytes > self.requested_bytes:
+            raise OverBudget(
+                f"{region.region_id} is free, but the host is short of memory, so memd keeps to "
+                f"{self.requested_bytes} bytes; release regions"
+            )
 
     def next_region_id(self) -> RegionId:
         """An id that no region has had; taken once a region of that id is added."""
@@ -197,23 +197,22 @@ class Ledger:
             spec = region.spec
             added = RegionAdded(region_id=spec.region_id, num_bytes=spec.num_bytes, name=spec.name)
             records += [added, *_path_to(region)]
-            if region.lease_id is not None:
-                lease = self._leases[region.lease_id]
+        for lease in self._leases.values():
+            records.append(
+                LeaseOpened(
+                    lease_id=lease.lease_id,
+                    region_id=lease.region_id,
+                    holder=lease.holder,
+                    label=lease.label,
+                    expires_s=lease.expires_s,
+                )
+            )
+            if lease.state is LeaseState.DETACHED:
                 records.append(
-                    LeaseOpened(
-                        lease_id=lease.lease_id,
-                        region_id=lease.region_id,
-                        holder=lease.holder,
-                        label=lease.label,
-                        expires_s=lease.expires_s,
+                    LeaseMoved(
+                        lease_id=lease.lease_id, state=lease.state, expires_s=lease.expires_s
                     )
                 )
-                if lease.state is LeaseState.DETACHED:
-                    records.append(
-                        LeaseMoved(
-                            lease_id=lease.lease_id, state=lease.state, expires_s=lease.expires_s
-                        )
-                    )
         return (*records, self._last)
 
     def apply(self, records: Iterable[Record]) -> None:

@@ -167,7 +167,7 @@ class Memory:
             if usage.adapter not in kept:
                 going.append(usage.adapter)
                 missing -= usage.adapter.num_bytes
-        plan = self._spared(0, going, -missing)
+        plan = self._spared(0, going, max(0, -missing))
         self._carry_out(plan)
         return plan.adapters
 
