@@ -37,15 +37,15 @@ class Image:
     """QEMU's word for what runs the guest's instructions: kvm, or its own translator."""
 
 
-def image() -> Image:
-    """Fetch, build and try what is not there yet.
+def image(more: initramfs.Files | None = None) -> Image:
+    """Fetch, build and try what is not there yet; more: files of the guest's besides.
 
     Raises:
         GuestUnavailable: it cannot be had here, and why.
     """
     folder = load(CommonSettings).cache_dir / "guest"
     packages = fetch(folder)
-    built = initramfs.build(packages, folder / "initramfs.gz")
+    built = initramfs.build(packages, folder, more)
     return Image(packages, built, _accelerator(packages))
 
 
@@ -89,7 +89,8 @@ class Guest:
         self.monitor_socket = folder / "monitor"
         """A QMP socket of its own, for memd."""
         self.agent_socket = folder / "agent"
-        self.agent = GuestAgent(self.agent_socket)
+        """That of a guest agent, for memd too."""
+        self.agent = GuestAgent(folder / "shell")
         self.qmp = Monitor(folder / "qmp", "QEMU", greets=True)
         self.qemu = Qemu(self.monitor_socket)
         self._folder = folder

@@ -5,6 +5,7 @@ Linux. Written here because cpio and depmod are not on every machine, and neithe
 """
 
 import gzip
+import hashlib
 import lzma
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from bench.guest.packages import GuestUnavailable, Packages
 
 _PROGRAMS = Path(__file__).with_name("programs")
+_KEPT = 4
 _MODULES = ("virtio_pci", "virtio_console", "virtio_mem")
 _FOLDERS = ("bin", "lib", "lib64", "proc", "sys", "dev", "tmp", "run", "var", "var/run", "modules")
 _TOOLS = (
@@ -25,7 +27,6 @@ _TOOLS = (
     "mount",
     "cat",
     "echo",
-    "ln",
     "sleep",
     "insmod",
     "kill",
@@ -33,6 +34,7 @@ _TOOLS = (
     "awk",
     "mkdir",
     "rm",
+    "seq",
     "taskset",
 )
 _INIT = """#!/bin/sh
@@ -42,22 +44,23 @@ mount -t tmpfs tmpfs /tmp; mkdir -p /run/cgroup; mount -t cgroup2 none /run/cgro
 echo online_movable > /sys/devices/system/memory/auto_online_blocks
 echo 0 > /proc/sys/kernel/numa_balancing
 for module in $(cat /modules/order); do insmod /modules/$module; done
-while [ ! -e /dev/vport0p1 ]; do for port in /dev/vport*p1; do
-    [ -e $port ] && ln -sf $port /dev/vport0p1; done; sleep 0.05; done
-exec qemu-ga -m virtio-serial -p /dev/vport0p1 -t /tmp
+while [ -z "$(echo /dev/vport*p2 | grep -v '[*]')" ]; do sleep 0.05; done
+mkdir /tmp/1 /tmp/2
+qemu-ga -m virtio-serial -p $(echo /dev/vport*p1) -t /tmp/1 -f /tmp/1/pid &
+exec qemu-ga -m virtio-serial -p $(echo /dev/vport*p2) -t /tmp/2 -f /tmp/2/pid
 """
 
 Files = dict[str, tuple[int, bytes]]
 """Mode and content by path."""
 
 
-def build(packages: Packages, into: Path) -> Path:
-    """The initramfs, compressed, at `into`.
+def build(packages: Packages, folder: Path, more: Files | None = None) -> Path:
+    """The initramfs, compressed, in the folder; more: files besides.
 
     Raises:
         GuestUnavailable: gcc is not here, or a file of the packages' is missing.
     """
-    files: Files = dict.fromkeys(_FOLDERS, (stat.S_IFDIR | 493, b""))
+    files: Files = dict.fromkeys(_FOLDERS, (stat.S_IFDIR | 0o755, b""))
     files["init"] = (stat.S_IFREG | 0o755, _INIT.encode())
     files["bin/busybox"] = _program(packages.busybox)
     for tool in _TOOLS:
@@ -67,12 +70,21 @@ def build(packages: Packages, into: Path) -> Path:
     files["bin/qemu-ga"] = _program(packages.guest_agent)
     for library, path in _libraries(packages):
         files[library] = _program(path)
-    files |= _modules(packages.modules)
-    # In one step: a guest of another process may boot from it at this moment.
-    new = into.with_suffix(f".{os.getpid()}")
-    new.write_bytes(gzip.compress(b"".join(_archive(files)), compresslevel=1))
-    new.replace(into)
-    return into
+    files |= _modules(packages.modules) | (more or {})
+    archive = b"".join(_archive(files))
+    # By its content, and in one step: guests of other processes boot from theirs meanwhile.
+    path = folder / f"initramfs-{hashlib.sha256(archive).hexdigest()[:16]}.gz"
+    if not path.exists():
+        for old in sorted(folder.glob("initramfs-*.gz"), key=_age)[_KEPT - 1 :]:
+            old.unlink(missing_ok=True)
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_bytes(gzip.compress(archive, compresslevel=1))
+        new.replace(path)
+    return path
+
+
+def _age(path: Path) -> float:
+    return -path.stat().st_mtime
 
 
 def _program(path: Path) -> tuple[int, bytes]:

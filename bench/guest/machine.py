@@ -75,7 +75,14 @@ def command(machine: Machine, *, kernel: Path, initramfs: Path, run: Path, accel
         *("-qmp", f"unix:{run / 'qmp'},server=on,wait=off"),
         *("-qmp", f"unix:{run / 'monitor'},server=on,wait=off"),
         *("-device", "virtio-serial-pci,id=serial"),
-        *("-chardev", f"socket,id=agent,path={run / 'agent'},server=on,wait=off"),
-        *("-device", "virtserialport,bus=serial.0,chardev=agent,name=org.qemu.guest_agent.0"),
+        *_agent(run, "shell", 0),
+        *_agent(run, "agent", 1),
         *machine.arguments(),
     ]
+
+
+def _agent(run: Path, name: str, number: int) -> list[str]:
+    """A port for a guest agent of its own: each takes one client."""
+    port = f"virtserialport,bus=serial.0,chardev={name},name=org.qemu.guest_agent.{number}"
+    socket = f"socket,id={name},path={run / name},server=on,wait=off"
+    return ["-chardev", socket, "-device", port]

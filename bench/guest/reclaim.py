@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from anole_memd.backends.guest_agent import GuestAgent
 from anole_memd.backends.virtio_mem import VirtioMem
 from anole_shared.ids import RegionId
 from anole_shared.units import MiB
@@ -94,7 +95,7 @@ class Segregated:
     machine = Machine(devices=MAX_INSTANCES, device_bytes=INSTANCE_BYTES, own_nodes=True)
 
     def __init__(self, guest: Guest) -> None:
-        self._backend = VirtioMem(guest.qemu, guest.agent)
+        self._backend = VirtioMem(guest.qemu, GuestAgent(guest.agent_socket))
 
     async def start(self) -> None:
         await self._backend.probe(timeout_s=_CALL_S)
