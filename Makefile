@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check format bench compose-test clean
+.PHONY: help install install-dev serve test check format bench bench-memd compose-test clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -25,7 +25,7 @@ install-dev: $(VENV)/.installed-dev ## install what developing and testing need,
 serve: install ## run everything on http://127.0.0.1:8000 with the example adapters
 	$(BIN)/anole up $(SERVE)
 
-test: install-dev ## run the whole test suite (installs RabbitMQ and Redis where missing)
+test: install-dev ## run the whole test suite (installs RabbitMQ, Redis and gcc where missing)
 	$(MAKE) --no-print-directory check
 	$(BIN)/python -m tests.servers install
 	$(BIN)/anole model
@@ -43,6 +43,9 @@ format: install-dev ## format and mend what can be mended
 
 bench: install-dev ## measure for ten minutes (BENCH=--help says what, BENCH=--quick is shorter)
 	OMP_NUM_THREADS=1 $(BIN)/anole bench $(BENCH)
+
+bench-memd: install-dev ## give a real guest's memory back, stock and by memd (BENCH=--quick: 5 minutes)
+	$(BIN)/python -m bench.guest_reclaim $(BENCH)
 
 compose-test: ## build the images, run compose.yaml for real, chat through it
 	scripts/compose-test.sh

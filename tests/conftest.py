@@ -1,17 +1,22 @@
 """What all tests share: one RabbitMQ and one Redis a session, started when first asked for."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from redis import Redis as RedisClient
 
-from tests.servers import RabbitMQ, Redis, install_missing
+from anole_shared.errors import AnoleError
+from tests.servers import RabbitMQ, Redis, fetch_guest, install_missing
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Install missing servers before any test's time-out runs."""
+    """Install missing servers, and fetch the guest, before any test's time-out runs."""
     if any(item.get_closest_marker("integration") for item in session.items):
         install_missing()
+    if any(item.get_closest_marker("guest") for item in session.items):
+        with suppress(AnoleError):  # the tests say so, and are skipped
+            fetch_guest()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 Nothing here touches a server that already runs on the machine. Where the programs are missing they
 are installed with apt-get (as root, and saying so), or the error names the packages to install;
-`python -m tests.servers install` does that alone.
+`python -m tests.servers install` does that alone, and fetches the guest's packages.
 """
 
 import os
@@ -15,15 +15,26 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from anole_shared.errors import AnoleError
+from anole_shared.settings import CommonSettings, load
+from bench.guest.packages import GuestUnavailable, fetch
+
 RABBITMQ_BIN = Path("/usr/lib/rabbitmq/bin")
 """Not /usr/sbin: Debian's wrapper there changes user and directory and drops the environment."""
 
-PACKAGES = {"rabbitmq-server": RABBITMQ_BIN / "rabbitmq-server", "redis-server": None}
+PACKAGES = {
+    "rabbitmq-server": RABBITMQ_BIN / "rabbitmq-server",
+    "redis-server": None,
+    "gcc": None,
+    "libc6-dev": Path("/usr/include/stdio.h"),
+}
+SERVERS = ("rabbitmq-server", "redis-server")
+COMPILER = ("gcc", "libc6-dev")
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
 
 
-def install_missing(packages: Iterable[str] = tuple(PACKAGES)) -> None:
+def install_missing(packages: Iterable[str] = SERVERS) -> None:
     """See that the servers' programs are there, installing them where that is possible.
 
     Raises:
@@ -48,6 +59,19 @@ def install_missing(packages: Iterable[str] = tuple(PACKAGES)) -> None:
 def _is_there(package: str) -> bool:
     path = PACKAGES[package]
     return path.exists() if path else shutil.which(package) is not None
+
+
+def fetch_guest() -> None:
+    """Have QEMU and a kernel for the tests of memory hotplug; these are not installed.
+
+    Raises:
+        GuestUnavailable: they cannot be had here.
+    """
+    try:
+        install_missing(COMPILER)
+    except RuntimeError as fault:
+        raise GuestUnavailable(str(fault)) from fault
+    fetch(load(CommonSettings).cache_dir / "guest")
 
 
 def free_port() -> int:
@@ -215,3 +239,7 @@ if __name__ == "__main__":
         install_missing()
     except RuntimeError as fault:
         sys.exit(str(fault))
+    try:
+        fetch_guest()
+    except AnoleError as fault:
+        print(f"tests: those of a guest will be skipped: {fault}", file=sys.stderr)

@@ -2,20 +2,19 @@
 
 import os
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from anole_memd.backend_settings import BackendSettings
 from anole_memd.backends import meminfo
-from anole_shared.settings import Settings
 
 
 def _half_of_memory() -> int:
     return meminfo.total_bytes() // 2
 
 
-class MemdSettings(Settings):
+class MemdSettings(BackendSettings):
     """What memd is told beyond the common settings."""
 
     model_config = SettingsConfigDict(env_prefix="ANOLE_MEMD_", frozen=True, extra="forbid")
@@ -24,10 +23,6 @@ class MemdSettings(Settings):
         default_factory=_half_of_memory,
         gt=0,
         description="Most bytes that are leased at once. Unset: half of the host's memory.",
-    )
-    backend: Literal["memfd"] = Field(
-        default="memfd",
-        description="What regions are: memfd (files in memory, handed to their holders).",
     )
     floor_bytes: int | None = Field(
         default=None,
