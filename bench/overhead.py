@@ -36,7 +36,7 @@ from bench.worker import serving
 LEVELS, _QUICK_LEVELS = (1, 8, 32), (1, 8)
 NUM_ADAPTERS = 8
 _PROMPT_TOKENS = (64, 128)
-_ANSWER_TOKENS, _QUICK_ANSWER_TOKENS = 64, 24
+_ANSWER_TOKENS, _QUICK_ANSWER_TOKENS = 48, 24
 _ALONE, _ALONE_TOKENS = 10, 8
 """Requests of a single stream, one after the other, and their tokens: it shows the TTFT."""
 _ROUNDS, _QUICK_ROUNDS = 3, 2

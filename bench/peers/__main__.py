@@ -15,8 +15,8 @@ ITL between one piece of the answer and the next. CPU is that of all the peer's 
 
 import argparse
 import asyncio
-import contextlib
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
@@ -141,15 +141,19 @@ async def _until_signal(given: argparse.Namespace) -> report.Row:
     return await measure(given)
 
 
-def main() -> None:
-    """Measure and print the tables."""
+def main() -> int:
+    """Measure and print the tables; the exit status."""
     given = flags().parse_args()
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
+    try:
         result = asyncio.run(_until_signal(given))
-        print(report.table(result.get("summary", [])))
-        for name, reason in result["missing"].items():
-            print(f"\n{name}: {reason}")
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        progress(f"stopped by a signal; what was measured is in {given.out or 'no file (--out)'}")
+        return 130
+    print(report.table(result.get("summary", [])))
+    for name, reason in result["missing"].items():
+        print(f"\n{name}: {reason}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

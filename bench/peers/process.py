@@ -59,6 +59,8 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # A Ctrl-C in the terminal is for the benchmark, which then ends its servers.
+                start_new_session=True,
             )
 
     @property

@@ -22,7 +22,7 @@ from anole_worker.adapter_config import CONFIG_NAME
 from anole_worker.adapter_tensors import ModuleTensors, match_modules
 from anole_worker.errors import AdapterRefused
 from anole_worker.model_shape import MODULE_PATHS, ModelShape
-from anole_worker.safetensors_header import TensorSpan, read_spans
+from anole_worker.safetensors_header import read_spans
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
@@ -80,9 +80,9 @@ class OpenAdapter:
         """Of the configuration when it was read, and of the weights as they are now."""
         return (self.config_fingerprint, _fingerprint(os.fstat(self.descriptor)))
 
-    def read_into(self, span: TensorSpan, buffer: memoryview) -> None:
-        """Read a tensor's bytes; raises AdapterRefused when the file ends before they do."""
-        if os.preadv(self.descriptor, [buffer], span.begin) != span.end - span.begin:
+    def read_into(self, begin: int, buffer: memoryview) -> None:
+        """Read the bytes from begin on; raises AdapterRefused when the file ends before they do."""
+        if os.preadv(self.descriptor, [buffer], begin) != buffer.nbytes:
             raise AdapterRefused(self.weights_path, "it was cut short; save the adapter again")
 
     def content(self) -> Iterator[bytes]:

@@ -2,7 +2,7 @@
 
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from mmap import mmap
@@ -18,9 +18,7 @@ from anole_worker.errors import AdapterRefused
 from anole_worker.model_shape import SITES, ModelShape
 from anole_worker.runtime.lora import LayerDelta, SiteDelta, SitePart
 from anole_worker.runtime.lora_table import make_table
-from anole_worker.safetensors_header import TensorSpan
-
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+from anole_worker.runtime.unpacking import Placement, unpack
 
 
 class LoadedAdapter:
@@ -99,16 +97,19 @@ def _load(file: AdapterFile, buffer: memoryview, dtype: torch.dtype) -> LoadedAd
         _check_unchanged(file, adapter)
         arena = torch.frombuffer(buffer[:num_bytes], dtype=dtype)
         layers: list[LayerDelta] = [(None,) * len(SITES) for _ in range(file.shape.num_layers)]
+        placements: list[Placement] = []
         begin = 0
         for (layer, site), group in groupby(adapter.modules, key=lambda m: (m.layer, m.site)):
             modules = list(group)
             end = begin + sum(module.num_weights for module in modules)
-            delta = _fill(arena[begin:end], modules, adapter, file.shape)
+            delta = _site(arena[begin:end], modules, file.shape)
             layers[layer] = (*layers[layer][:site], delta, *layers[layer][site + 1 :])
+            placements += _placements(begin, modules)
             begin = end
+        total = unpack(adapter, placements, arena)
         _check_unchanged(file, adapter)
         # One sum finds them all, tens of times as fast as a look at each.
-        if not math.isfinite(arena.sum(dtype=torch.float32)):
+        if not math.isfinite(total):
             raise AdapterRefused(
                 adapter.weights_path,
                 "it has weights that are infinite, next to it, or no numbers; train it again",
@@ -126,33 +127,26 @@ def _check_unchanged(file: AdapterFile, adapter: OpenAdapter) -> None:
         )
 
 
-def _fill(
-    arena: Tensor, modules: Sequence[ModuleTensors], adapter: OpenAdapter, shape: ModelShape
-) -> SiteDelta:
-    """Read one site's modules into its part of the arena."""
+def _site(arena: Tensor, modules: Sequence[ModuleTensors], shape: ModelShape) -> SiteDelta:
+    """One site's part of the arena as its modules' factors."""
     num_ranks, num_in = sum(module.rank for module in modules), modules[0].a.shape[1]
     stacked = arena[: num_ranks * num_in].view(num_ranks, num_in)
     parts: list[SitePart] = []
     rank, begin = 0, stacked.numel()
     for module in modules:
-        ranks = slice(rank, rank + module.rank)
-        _read(adapter, module.a, stacked[ranks])
         end = begin + module.b.shape[0] * module.rank
         up = arena[begin:end].view(module.rank, -1)
-        _read(adapter, module.b, up.t(), scale=module.scale)
+        ranks = slice(rank, rank + module.rank)
         parts.append(SitePart(columns=shape.columns(module.module), ranks=ranks, up=up))
         rank, begin = ranks.stop, end
     return SiteDelta(down=stacked.t(), parts=tuple(parts))
 
 
-def _read(adapter: OpenAdapter, span: TensorSpan, target: Tensor, *, scale: float = 1) -> None:
-    """Read a tensor into its place, which may be transposed and of another type."""
-    dtype = _DTYPES[span.dtype]
-    if scale == 1 and dtype == target.dtype and target.is_contiguous():
-        adapter.read_into(span, target.view(torch.uint8).numpy().data.cast("B"))
-        return
-    content = bytearray(span.end - span.begin)
-    adapter.read_into(span, memoryview(content))
-    source = torch.frombuffer(content, dtype=dtype).view(span.shape)
-    # Scaled before it is narrowed, so that it is rounded once.
-    target.copy_(source if scale == 1 else source.float().mul_(scale))
+def _placements(begin: int, modules: Sequence[ModuleTensors]) -> Iterator[Placement]:
+    """Where _site() looks for the factors of a site whose part of the arena begins there."""
+    for module in modules:
+        yield Placement(span=module.a, begin=begin)
+        begin += module.rank * module.a.shape[1]
+    for module in modules:
+        yield Placement(span=module.b, begin=begin, scale=module.scale, is_turned=True)
+        begin += module.b.shape[0] * module.rank

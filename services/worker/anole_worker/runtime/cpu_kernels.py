@@ -1,6 +1,7 @@
 """Loops over a few rows that torch does not do well on a CPU, compiled by numba, without the GIL.
 
-They read and write float32, or bfloat16 as its bits in uint16, and add up in float32. Each row is
+They read and write float32, or bfloat16 as its bits in uint16 (float16 is read as int16), and add
+up in float32. Each row is
 computed by itself and always in the same order, so what comes out does not depend on its company.
 The compiled code is kept beside this file, or in numba's own cache folder where that cannot be
 written.
@@ -17,6 +18,8 @@ _INT16, _INT32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
 _HALF, _ROUNDING = 16, 0x7FFF
 _TOGETHER = 4
 """Ranks that are added in one pass over a row's outputs."""
+_SQUARE = 32
+"""Rows and columns that are transposed at a time."""
 
 
 @intrinsic
@@ -37,10 +40,26 @@ def _wide(_typing: Any, element: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         if element == types.float32:
             return arguments[0]
+        if element == types.int16:
+            return _from_float16(builder, arguments[0])
         bits = builder.shl(builder.zext(arguments[0], _INT32), ir.Constant(_INT32, _HALF))
         return builder.bitcast(bits, _FLOAT)
 
     return types.float32(element), generate
+
+
+def _from_float16(builder: Any, element: Any) -> Any:
+    """The exponent is moved by a product, which also makes subnormal numbers normal ones."""
+    bits = builder.sext(element, _INT32)
+    magnitude = builder.shl(
+        builder.and_(bits, ir.Constant(_INT32, 0x7FFF)), ir.Constant(_INT32, 13)
+    )
+    number = builder.fmul(builder.bitcast(magnitude, _FLOAT), ir.Constant(_FLOAT, 2.0**112))
+    is_number = builder.fcmp_ordered("<", number, ir.Constant(_FLOAT, 2.0**16))
+    exponent = builder.select(is_number, ir.Constant(_INT32, 0), ir.Constant(_INT32, 0x7F800000))
+    sign = builder.and_(bits, ir.Constant(_INT32, -(2**31)))
+    whole = builder.or_(builder.bitcast(number, _INT32), builder.or_(exponent, sign))
+    return builder.bitcast(whole, _FLOAT)
 
 
 @intrinsic
@@ -173,3 +192,54 @@ def _expand(y: Any, hidden: Any, up: Any, room: Any) -> None:
             total[index] += a * _wide(p[index])
     for index in range(size):
         y[index] = _narrow(total[index], y)
+
+
+@_compiled
+def unpack(target: Any, tensors: Any, scales: Any, shorts: Any, halves: Any) -> Any:
+    """Bring tensors out of a file's bytes into their places; the sum of all numbers written.
+
+    Args:
+        target: [numbers], changed in place.
+        tensors: int64 [tensors, 6]: which of float32 (4), float16 (3) and bfloat16 (2) it is; the
+            address of its bytes; its rows and columns there; where its place in the target begins;
+            whether it is transposed on the way.
+        scales: float32 [tensors], what each number is multiplied with before it is rounded.
+        shorts: any uint16 array, for its type.
+        halves: any int16 array, for its type.
+    """
+    total = np.float32(0)
+    for index in range(len(tensors)):
+        kind, address, rows, columns, begin, is_turned = tensors[index]
+        place = target[begin : begin + rows * columns]
+        scale, size = scales[index], (rows, columns)
+        if kind == 4:  # noqa: PLR2004
+            floats = carray(_pointer(address, scales), size)
+            total += _unpack(place, floats, scale, is_turned)
+        elif kind == 3:  # noqa: PLR2004
+            total += _unpack(place, carray(_pointer(address, halves), size), scale, is_turned)
+        else:
+            total += _unpack(place, carray(_pointer(address, shorts), size), scale, is_turned)
+    return total
+
+
+@_compiled
+def _unpack(place: Any, tensor: Any, scale: Any, is_turned: bool) -> Any:
+    rows, columns = tensor.shape
+    total = np.float32(0)
+    if not is_turned:
+        for row in range(rows):
+            part, numbers = place[row * columns : (row + 1) * columns], tensor[row]
+            for column in range(columns):
+                part[column] = _narrow(_wide(numbers[column]) * scale, place)
+                total += _wide(part[column])
+        return total
+    # By squares, so that neither side's lines leave the cache before they are used up.
+    for first in range(0, rows, _SQUARE):
+        for begin in range(0, columns, _SQUARE):
+            last, end = min(first + _SQUARE, rows), min(begin + _SQUARE, columns)
+            for column in range(begin, end):
+                for row in range(first, last):
+                    at = column * rows + row
+                    place[at] = _narrow(_wide(tensor[row, column]) * scale, place)
+                    total += _wide(place[at])
+    return total

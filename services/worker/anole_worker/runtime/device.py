@@ -23,6 +23,7 @@ from anole_worker.runtime.adapters import LoadedAdapter, load
 from anole_worker.runtime.grammar import GrammarRefused, Grammars
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.model_runner import ModelRunner
+from anole_worker.runtime.unpacking import warm_up
 from anole_worker.runtime.weights import load_model, preferred_dtype
 from anole_worker.settings import MAX_NUM_WAITING, WorkerSettings
 
@@ -68,6 +69,7 @@ class Device:
         self._runner = ModelRunner(
             load_model(model_dir, dtype=self._dtype), self._cache, self._grammars
         )
+        warm_up(self._dtype)
         with suppress(GrammarRefused):  # it has been logged; all else can be served
             self._grammars.load()
         log.info("%s, %d KV blocks of %d bytes", self._dtype, num_blocks, self.block_bytes)
