@@ -39,8 +39,28 @@ class WorkerSettings(Settings):
         default=256,
         ge=16,
         le=65536,
-        description="New tokens in one step. A long prompt is run in chunks of what decodes leave "
-        "of it: more is faster to the first token, less is smoother for running streams.",
+        description="New tokens in one step, at most. A long prompt is run in chunks of what "
+        "decodes leave of it: more is faster to the first token, less smoother for streams.",
+    )
+    pace: Literal["learnt", "fixed"] = Field(
+        default="learnt",
+        description="How many prompt tokens ride with running streams. learnt: as many as keep a "
+        "step under token_gap_s by what steps have taken so far, or more where prompts would wait "
+        "for longer than first_token_s; the shortest of those that came together goes first. "
+        "fixed: the whole token_budget in each step, in order of arrival.",
+    )
+    token_gap_s: float = Field(
+        default=0.2,
+        gt=0,
+        le=60,
+        description="What a step should take where streams run: the time between two tokens.",
+    )
+    first_token_s: float = Field(
+        default=2.0,
+        gt=0,
+        le=600,
+        description="In what time the prompts that have started should be run; where they would "
+        "take longer, steps are longer than token_gap_s.",
     )
     memory_bytes: int = Field(
         default=2 * GiB,

@@ -14,12 +14,14 @@ from anole_shared.units import div_ceil
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.loading import LoadAdapter, Loading
 from anole_worker.core.memory import Memory
+from anole_worker.core.pace import FixedPace, Pace
 from anole_worker.core.paging import Paging
 from anole_worker.core.prefetch import ArrivalHistogram
 from anole_worker.core.prefix import Digest
 from anole_worker.core.residency import Residency
+from anole_worker.core.rows import adapter_order, row_of
 from anole_worker.core.sequence import Ending, Phase, Sequence
-from anole_worker.core.step import Drawn, Row, Score, Step, TokenLogprobs
+from anole_worker.core.step import Drawn, Row, Step, TokenLogprobs
 from anole_worker.core.waiting import Waiting
 
 
@@ -32,7 +34,7 @@ class EngineLimits:
     max_num_waiting: int
     """Sequences that may wait behind them."""
     token_budget: int
-    """New tokens in one step, decodes and prompt chunks together."""
+    """New tokens in one step, decodes and prompt chunks together, at most."""
     block_size: int
     """Tokens per KV block."""
     vocab_size: int
@@ -64,8 +66,17 @@ class Engine:
         memory: Memory,
         eos_token_ids: frozenset[int],
         predictor: ArrivalHistogram | None = None,
+        pace: Pace | None = None,
     ) -> None:
-        """predictor: guesses which adapters to load before they are asked for; None: no guesses."""
+        """Put the parts together.
+
+        Args:
+            limits: fixed sizes.
+            memory: what sequences and adapters share.
+            eos_token_ids: what ends a sequence.
+            predictor: guesses which adapters to load before they are asked for; None: no guesses.
+            pace: how many prompt tokens a step takes; None: the token budget, whatever it lasts.
+        """
         self.limits = limits
         self.memory = memory
         self.num_preemptions = 0
@@ -77,7 +88,10 @@ class Engine:
         self._waiting = Waiting()
         self._short: Sequence | None = None  # the first that waits, if that is for blocks
         self._running: dict[RequestId, Sequence] = {}  # in order of start
+        self._pace = pace or FixedPace(limits.token_budget)
         self._in_step: Step | None = None
+        self._planned_s = 0.0
+        self._load = {"rows": 0, "context": 0, "prompt_tokens": 0}  # of the step
         self._num_added = 0
 
     @property
@@ -199,13 +213,30 @@ class Engine:
         """
         assert self._in_step is None, "a step is running"
         self._start_ready(now)
-        rows = [*self._decode_rows(now)]
-        rows += self._prefill_rows(self.limits.token_budget - len(rows), now)
-        if not rows:
+        decodes = [*self._decode_rows(now)]
+        context = sum(row.start + 1 for row in decodes)
+        budget = self._pace.tokens(
+            rows=len(decodes), context=context, backlog=self._num_prompt_tokens()
+        )
+        prompts = [*self._prefill_rows(budget, now)]
+        if not decodes and not prompts:
             return None
-        rows.sort(key=_adapter_order)
-        self._in_step = Step(rows=tuple(rows))
+        self._in_step = Step(rows=tuple(sorted((*decodes, *prompts), key=adapter_order)))
+        self._planned_s = now
+        self._load = {
+            "rows": len(decodes),
+            "context": context,
+            "prompt_tokens": sum(len(row.token_ids) for row in prompts),
+        }
         return self._in_step
+
+    def _num_prompt_tokens(self) -> int:
+        """Tokens of running sequences that are to be run before these can decode."""
+        return sum(
+            len(sequence.token_ids) - sequence.num_computed_tokens
+            for sequence in self._running.values()
+            if sequence.phase is Phase.PREFILL
+        )
 
     def _start_ready(self, now: float) -> None:
         """Move waiting sequences into the batch, in order of arrival.
@@ -245,7 +276,7 @@ class Engine:
         decodes = [s for s in self._running.values() if s.phase is Phase.DECODE]
         for sequence in sorted(decodes, key=lambda s: s.order):
             if sequence.phase is Phase.DECODE and self._can_grow(sequence, now):
-                yield self._row(sequence, 1)
+                yield row_of(sequence, 1, self._eos)
 
     def _can_grow(self, sequence: Sequence, now: float) -> bool:
         """Whether the sequence has blocks for its next token, by whatever has to go for it."""
@@ -269,54 +300,26 @@ class Engine:
         self._waiting.put_back(sequence)
 
     def _prefill_rows(self, budget: int, now: float) -> Iterator[Row]:
-        """Chunks, in order of start; what another row of the step computes is left to that row."""
+        """Chunks, as the pace orders; what another row of the step computes is left to that row."""
         filled: set[Digest] = set()
-        for sequence in self._running.values():
+        prompts = [s for s in self._running.values() if s.phase is Phase.PREFILL]
+        for sequence in sorted(prompts, key=self._pace.key):
             if budget <= 0:
                 return
-            if sequence.phase is not Phase.PREFILL:
-                continue
             self._paging.reuse(sequence, now)
             num_tokens = self._paging.num_own_tokens(sequence, filled, budget)
             if num_tokens == 0:
                 continue
-            row = self._row(sequence, num_tokens)
+            row = row_of(sequence, num_tokens, self._eos)
             budget -= len(row.token_ids)
             filled.update(self._paging.digests(sequence, row.start + len(row.token_ids)))
             yield row
-
-    def _row(self, sequence: Sequence, budget: int) -> Row:
-        """The next tokens of a running sequence, at most budget of them."""
-        start = sequence.num_computed_tokens
-        token_ids = tuple(sequence.token_ids[start : start + budget])
-        end = start + len(token_ids)
-        sampling = sequence.sampling if end == len(sequence.token_ids) else None
-        score = None
-        if sequence.is_scoring and sequence.prompt_logprobs is not None:
-            following = tuple(sequence.token_ids[start + 1 : end + 1])
-            score = Score(token_ids=following, num_top=sequence.prompt_logprobs)
-        return Row(
-            request_id=sequence.request_id,
-            adapter=sequence.adapter,
-            token_ids=token_ids,
-            start=start,
-            block_table=tuple(sequence.block_table),
-            sampling=sampling,
-            history=sequence.history if sampling and sampling.needs_history else None,
-            banned_token_ids=self._banned(sequence) if sampling else (),
-            score=score,
-        )
-
-    def _banned(self, sequence: Sequence) -> tuple[int, ...]:
-        if sequence.num_output_tokens >= sequence.stopping.min_tokens:
-            return ()
-        eos = frozenset() if sequence.stopping.ignore_eos else self._eos
-        return tuple(eos | sequence.stopping.stop_token_ids)
 
     def complete_step(self, drawn: Listing[Drawn], now: float) -> list[Output]:
         """Take in what a step brought, one entry a row, and end what has ended."""
         assert self._in_step is not None, "no step is running"
         step, self._in_step = self._in_step, None
+        self._pace.learn(seconds=now - self._planned_s, **self._load)
         outputs: list[Output] = []
         for row, found in zip(step.rows, drawn, strict=True):
             sequence = self._running[row.request_id]
@@ -391,10 +394,3 @@ class Engine:
         for sequence in self._waiting:
             assert sequence.phase is Phase.WAITING
             assert not sequence.block_table
-
-
-def _adapter_order(row: Row) -> tuple[bool, str, str]:
-    """Base rows first, the rows of one content of an adapter together."""
-    if row.adapter is None:
-        return (False, "", "")
-    return (True, row.adapter.adapter_id, row.adapter.generation)
