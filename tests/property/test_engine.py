@@ -13,9 +13,11 @@ from anole_shared.ids import RequestId
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.engine import Engine
 from anole_worker.core.loading import LoadAdapter
+from anole_worker.core.pace import FixedPace, LearntPace, Pace
 from anole_worker.core.prefetch import ArrivalHistogram
 from anole_worker.core.residency import Residency
 from anole_worker.core.step import Row, Step
+from anole_worker.core.step_budget import StepBudget
 from tests.unit.worker.engines import (
     BLOCK_SIZE,
     EOS,
@@ -63,6 +65,10 @@ class Device:
 
 
 class EngineMachine(RuleBasedStateMachine):
+    @staticmethod
+    def pace() -> Pace:
+        return FixedPace(TOKEN_BUDGET)
+
     def __init__(self) -> None:
         super().__init__()
         self.engine = make_engine(
@@ -70,6 +76,7 @@ class EngineMachine(RuleBasedStateMachine):
             block_bytes=BLOCK_BYTES,
             token_budget=TOKEN_BUDGET,
             predictor=ArrivalHistogram(10),
+            pace=self.pace(),
         )
         self.device = Device(self.engine)
         self.now = 0.0
@@ -242,5 +249,15 @@ def _whole_blocks(row: Row, tokens: list[int]) -> list[Content]:
     return [(row.adapter, tuple(tokens[: (i + 1) * BLOCK_SIZE])) for i in range(first, last)]
 
 
+class LearningEngineMachine(EngineMachine):
+    @staticmethod
+    def pace() -> Pace:
+        """Steps take whatever wait() makes of them, so that it learns nonsense."""
+        budget = StepBudget(longest_s=0.2, alone_share=0.5, min_tokens=2, max_tokens=99)
+        return LearntPace(budget, token_budget=TOKEN_BUDGET, weight=5.0)
+
+
 TestEngine = EngineMachine.TestCase
 TestEngine.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestLearningEngine = LearningEngineMachine.TestCase
+TestLearningEngine.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)

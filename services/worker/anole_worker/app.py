@@ -23,8 +23,10 @@ from anole_worker.core import eviction
 from anole_worker.core.blocks import BlockPool
 from anole_worker.core.engine import Engine, EngineLimits
 from anole_worker.core.memory import Memory
+from anole_worker.core.pace import FixedPace, LearntPace, Pace
 from anole_worker.core.prefetch import ArrivalHistogram
 from anole_worker.core.residency import AdapterCache
+from anole_worker.core.step_budget import StepBudget
 from anole_worker.inbox import Inbox
 from anole_worker.leases import RegionClient
 from anole_worker.loader import Loader
@@ -40,6 +42,10 @@ log = logging.getLogger(__name__)
 
 _MAX_PREDICTED = 2048
 _FAREWELL_S = 3.0
+_LEAST_CHUNK = 32
+"""Prompt tokens in a step, however long it takes: fewer would read all weights for little."""
+_PROMPT_WEIGHT = 5.0
+"""A prompt's deadline is so many times later as it takes; the simulator's choice for the policy."""
 
 
 class WorkerService:
@@ -194,7 +200,20 @@ class WorkerService:
         blocks = BlockPool(settings.memory_bytes // block_bytes)
         memory = Memory(settings.memory_bytes, block_bytes, blocks, AdapterCache(policy))
         predictor = ArrivalHistogram(_MAX_PREDICTED) if settings.predictive_prefetch else None
-        return Engine(limits, memory, frozenset(self._shape.eos_token_ids), predictor)
+        eos = frozenset(self._shape.eos_token_ids)
+        return Engine(limits, memory, eos, predictor, self._pace(limits.token_budget))
+
+    def _pace(self, token_budget: int) -> Pace:
+        settings = self._settings
+        if settings.pace == "fixed":
+            return FixedPace(token_budget)
+        budget = StepBudget(
+            longest_s=settings.longest_step_s,
+            alone_share=settings.alone_share,
+            min_tokens=min(_LEAST_CHUNK, token_budget),
+            max_tokens=token_budget,
+        )
+        return LearntPace(budget, token_budget=token_budget, weight=_PROMPT_WEIGHT)
 
     def _capacity(self, engine: Engine) -> WorkerCapacity:
         memory, block_size = engine.memory, engine.limits.block_size

@@ -39,8 +39,30 @@ class WorkerSettings(Settings):
         default=256,
         ge=16,
         le=65536,
-        description="New tokens in one step. A long prompt is run in chunks of what decodes leave "
-        "of it: more is faster to the first token, less is smoother for running streams.",
+        description="New tokens in one step, at most. A long prompt is run in chunks of what "
+        "decodes leave of it: more is faster to the first token, less smoother for streams.",
+    )
+    pace: Literal["learnt", "fixed"] = Field(
+        default="learnt",
+        description="How prompts and running streams share steps. learnt: a step takes as many "
+        "prompt tokens as keep it under longest_step_s, by what steps have taken so far, and the "
+        "shortest of the prompts that came together goes first. fixed: the whole token_budget in "
+        "each step, in order of arrival.",
+    )
+    longest_step_s: float = Field(
+        default=0.2,
+        gt=0,
+        le=60,
+        description="What a step may take where prompts and streams share it: longer is faster to "
+        "the first token, shorter is smoother for streams.",
+    )
+    alone_share: float = Field(
+        default=0.15,
+        ge=0,
+        le=1,
+        description="The largest of prompt steps, as a share of all, run without the streams, "
+        "which wait for at most twice longest_step_s then: a step of a long prompt is long "
+        "whatever rides along. 0: streams are in every step.",
     )
     memory_bytes: int = Field(
         default=2 * GiB,

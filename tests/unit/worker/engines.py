@@ -7,6 +7,7 @@ from anole_worker.core.engine import Engine, EngineLimits, Output
 from anole_worker.core.eviction import EvictionPolicy, Lru
 from anole_worker.core.loading import LoadAdapter
 from anole_worker.core.memory import Memory
+from anole_worker.core.pace import Pace
 from anole_worker.core.prefetch import ArrivalHistogram
 from anole_worker.core.residency import AdapterCache
 from anole_worker.core.sequence import Sequence, Stopping
@@ -38,6 +39,7 @@ def make_engine(
     max_num_waiting: int = 100,
     max_loads: int = 2,
     predictor: ArrivalHistogram | None = None,
+    pace: Pace | None = None,
 ) -> Engine:
     limits = EngineLimits(
         max_num_seqs=max_num_seqs,
@@ -49,7 +51,7 @@ def make_engine(
         bypass_s=2.0,
     )
     memory = make_memory(budget_bytes=budget_bytes, block_bytes=block_bytes)
-    return Engine(limits, memory, frozenset({EOS}), predictor)
+    return Engine(limits, memory, frozenset({EOS}), predictor, pace)
 
 
 def make_sequence(

@@ -14,12 +14,15 @@ from anole_shared.units import div_ceil
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.loading import LoadAdapter, Loading
 from anole_worker.core.memory import Memory
+from anole_worker.core.pace import FixedPace, Pace
 from anole_worker.core.paging import Paging
 from anole_worker.core.prefetch import ArrivalHistogram
 from anole_worker.core.prefix import Digest
 from anole_worker.core.residency import Residency
+from anole_worker.core.rows import row_of
 from anole_worker.core.sequence import Ending, Phase, Sequence
-from anole_worker.core.step import Drawn, Row, Score, Step, TokenLogprobs
+from anole_worker.core.step import Drawn, Row, Step, TokenLogprobs
+from anole_worker.core.step_budget import StepShare
 from anole_worker.core.waiting import Waiting
 
 
@@ -32,7 +35,7 @@ class EngineLimits:
     max_num_waiting: int
     """Sequences that may wait behind them."""
     token_budget: int
-    """New tokens in one step, decodes and prompt chunks together."""
+    """New tokens in one step, decodes and prompt chunks together, at most."""
     block_size: int
     """Tokens per KV block."""
     vocab_size: int
@@ -64,8 +67,12 @@ class Engine:
         memory: Memory,
         eos_token_ids: frozenset[int],
         predictor: ArrivalHistogram | None = None,
+        pace: Pace | None = None,
     ) -> None:
-        """predictor: guesses which adapters to load before they are asked for; None: no guesses."""
+        """predictor: guesses which adapters to load before they are asked for; None: no guesses.
+
+        pace: how prompts and streams share steps; None: by the token budget alone.
+        """
         self.limits = limits
         self.memory = memory
         self.num_preemptions = 0
@@ -77,7 +84,10 @@ class Engine:
         self._waiting = Waiting()
         self._short: Sequence | None = None  # the first that waits, if that is for blocks
         self._running: dict[RequestId, Sequence] = {}  # in order of start
+        self._pace = pace or FixedPace(limits.token_budget)
         self._in_step: Step | None = None
+        self._planned_s = 0.0
+        self._load = {"rows": 0, "context": 0, "prompt_tokens": 0}  # of the step
         self._num_added = 0
 
     @property
@@ -197,19 +207,39 @@ class Engine:
     def plan_step(self, now: float) -> Step | None:
         """Start what can start, then the next step: one token for each decode, prompts by chunks.
 
-        Decodes come before prompt chunks within the token budget, so that a long prompt slows
-        running streams by one chunk a step at most. None where nothing can run. Afterwards
+        How many prompt tokens ride along with the decodes, or run without them, is the pace's to
+        say: running streams wait for a bounded time. None where nothing can run. Afterwards
         memory.collect_evicted() has the adapters that have gone for keys and values.
         """
         assert self._in_step is None, "a step is running"
         self._start_ready(now)
-        rows = [*self._decode_rows(now)]
-        rows += self._prefill_rows(self.limits.token_budget - len(rows), now)
-        if not rows:
+        share = self._share()
+        decodes = [*self._decode_rows(now)] if share.with_decodes else []
+        prompts = [*self._prefill_rows(share.prompt_tokens, now)]
+        if not prompts and not share.with_decodes:
+            decodes = [*self._decode_rows(now)]
+        if not decodes and not prompts:
             return None
-        rows.sort(key=lambda row: row.adapter_order)
+        rows = sorted((*decodes, *prompts), key=lambda row: row.adapter_order)
         self._in_step = Step(rows=tuple(rows))
+        self._planned_s = now
+        self._load = {
+            "rows": len(decodes),
+            "context": sum(row.start + 1 for row in decodes),
+            "prompt_tokens": sum(len(row.token_ids) for row in prompts),
+        }
         return self._in_step
+
+    def _share(self) -> StepShare:
+        """What of the running sequences the next step runs."""
+        rows = context = backlog = 0
+        for sequence in self._running.values():
+            if sequence.phase is Phase.PREFILL:
+                backlog += len(sequence.token_ids) - sequence.num_computed_tokens
+            else:
+                rows += 1
+                context += len(sequence.token_ids)
+        return self._pace.share(rows=rows, context=context, backlog=backlog)
 
     def _start_ready(self, now: float) -> None:
         """Move waiting sequences into the batch, in order of arrival.
@@ -249,7 +279,7 @@ class Engine:
         decodes = [s for s in self._running.values() if s.phase is Phase.DECODE]
         for sequence in sorted(decodes, key=lambda s: s.order):
             if sequence.phase is Phase.DECODE and self._can_grow(sequence, now):
-                yield self._row(sequence, 1)
+                yield row_of(sequence, 1, self._eos)
 
     def _can_grow(self, sequence: Sequence, now: float) -> bool:
         """Whether the sequence has blocks for its next token, by whatever has to go for it."""
@@ -273,54 +303,26 @@ class Engine:
         self._waiting.put_back(sequence)
 
     def _prefill_rows(self, budget: int, now: float) -> Iterator[Row]:
-        """Chunks, in order of start; what another row of the step computes is left to that row."""
+        """Chunks, as the pace orders; what another row of the step computes is left to that row."""
         filled: set[Digest] = set()
-        for sequence in self._running.values():
+        prompts = [s for s in self._running.values() if s.phase is Phase.PREFILL]
+        for sequence in sorted(prompts, key=self._pace.key):
             if budget <= 0:
                 return
-            if sequence.phase is not Phase.PREFILL:
-                continue
             self._paging.reuse(sequence, now)
             num_tokens = self._paging.num_own_tokens(sequence, filled, budget)
             if num_tokens == 0:
                 continue
-            row = self._row(sequence, num_tokens)
+            row = row_of(sequence, num_tokens, self._eos)
             budget -= len(row.token_ids)
             filled.update(self._paging.digests(sequence, row.start + len(row.token_ids)))
             yield row
-
-    def _row(self, sequence: Sequence, budget: int) -> Row:
-        """The next tokens of a running sequence, at most budget of them."""
-        start = sequence.num_computed_tokens
-        token_ids = tuple(sequence.token_ids[start : start + budget])
-        end = start + len(token_ids)
-        sampling = sequence.sampling if end == len(sequence.token_ids) else None
-        score = None
-        if sequence.is_scoring and sequence.prompt_logprobs is not None:
-            following = tuple(sequence.token_ids[start + 1 : end + 1])
-            score = Score(token_ids=following, num_top=sequence.prompt_logprobs)
-        return Row(
-            request_id=sequence.request_id,
-            adapter=sequence.adapter,
-            token_ids=token_ids,
-            start=start,
-            block_table=tuple(sequence.block_table),
-            sampling=sampling,
-            history=sequence.history if sampling and sampling.needs_history else None,
-            banned_token_ids=self._banned(sequence) if sampling else (),
-            score=score,
-        )
-
-    def _banned(self, sequence: Sequence) -> tuple[int, ...]:
-        if sequence.num_output_tokens >= sequence.stopping.min_tokens:
-            return ()
-        eos = frozenset() if sequence.stopping.ignore_eos else self._eos
-        return tuple(eos | sequence.stopping.stop_token_ids)
 
     def complete_step(self, drawn: Listing[Drawn], now: float) -> list[Output]:
         """Take in what a step brought, one entry a row, and end what has ended."""
         assert self._in_step is not None, "no step is running"
         step, self._in_step = self._in_step, None
+        self._pace.learn(seconds=now - self._planned_s, **self._load)
         outputs: list[Output] = []
         for row, found in zip(step.rows, drawn, strict=True):
             sequence = self._running[row.request_id]
