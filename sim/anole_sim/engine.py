@@ -232,7 +232,7 @@ class Engine:
             self._chunks = [(one, one.prompt) for _, _, one in self._prefilling]
             return False
         backlog = sum(one.prompt - one.prefilled for _, _, one in self._prefilling)
-        share = self._pace.share(rows=decoding.num, context=decoding.context, backlog=backlog)
+        share = self._pace.share(rows=decoding.num, backlog=backlog)
         self._chunks = self._cut(share.prompt_tokens)
         return share.with_decodes and decoding.num > 0
 
@@ -295,7 +295,6 @@ class Engine:
         self._pace.learn(
             prompt_tokens=sum(count for _, count in self._chunks),
             rows=rows,
-            context=self.decoding.context if rows else 0,
             seconds=now - self._begun_s,
         )
         if rows:

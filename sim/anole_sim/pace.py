@@ -14,11 +14,11 @@ class Pace(Protocol):
         """The smallest is run first, of equal ones the one that started first."""
         ...
 
-    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:
+    def share(self, *, rows: int, backlog: int) -> StepShare:
         """What the next step runs; backlog: prompt tokens that wait."""
         ...
 
-    def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None: ...
+    def learn(self, *, prompt_tokens: int, rows: int, seconds: float) -> None: ...
 
 
 class Fixed:
@@ -30,10 +30,10 @@ class Fixed:
     def key(self, sequence: Sequence, profile: Profile) -> float:  # noqa: ARG002
         return 0.0
 
-    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:  # noqa: ARG002
+    def share(self, *, rows: int, backlog: int) -> StepShare:
         return StepShare(min(backlog, max(1, self._token_budget - rows)), with_decodes=rows > 0)
 
-    def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None:
+    def learn(self, *, prompt_tokens: int, rows: int, seconds: float) -> None:
         pass
 
 
@@ -48,10 +48,8 @@ class Shared:
     def key(self, sequence: Sequence, profile: Profile) -> float:
         return sequence.arrived_s + self._weight * profile.prefill_s(sequence.prompt, sequence.rank)
 
-    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:
-        return self._budget.share(rows=rows, context=context, backlog=backlog)
+    def share(self, *, rows: int, backlog: int) -> StepShare:
+        return self._budget.share(rows=rows, backlog=backlog)
 
-    def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None:
-        self._budget.seconds.learn(
-            prompt_tokens=prompt_tokens, rows=rows, context=context, seconds=seconds
-        )
+    def learn(self, *, prompt_tokens: int, rows: int, seconds: float) -> None:
+        self._budget.seconds.learn(prompt_tokens=prompt_tokens, rows=rows, seconds=seconds)

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 from anole_shared.errors import ConfigurationError
@@ -69,8 +70,9 @@ def find(name: str, folder: Path | None) -> Path:
     )
 
 
-def read(path: Path) -> list[Lengths]:
-    """All requests of a trace; times count from the first one.
+@cache
+def read(path: Path) -> tuple[Lengths, ...]:
+    """All requests of a trace; times count from the first one. A file is read once.
 
     Raises:
         ConfigurationError: the file has no columns that are known.
@@ -81,7 +83,9 @@ def read(path: Path) -> list[Lengths]:
         raise ConfigurationError(f"{path} has no requests")
     begin = min(row.arrival_s for row in found)
     found.sort(key=lambda row: row.arrival_s)
-    return [Lengths(row.arrival_s - begin, row.input_tokens, row.output_tokens) for row in found]
+    return tuple(
+        Lengths(row.arrival_s - begin, row.input_tokens, row.output_tokens) for row in found
+    )
 
 
 def read_adapters(path: Path) -> list[str]:

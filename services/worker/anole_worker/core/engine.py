@@ -87,7 +87,7 @@ class Engine:
         self._pace = pace or FixedPace(limits.token_budget)
         self._in_step: Step | None = None
         self._planned_s = 0.0
-        self._load = {"rows": 0, "context": 0, "prompt_tokens": 0}  # of the step
+        self._load = {"rows": 0, "prompt_tokens": 0}  # of the step
         self._num_added = 0
 
     @property
@@ -225,21 +225,19 @@ class Engine:
         self._planned_s = now
         self._load = {
             "rows": len(decodes),
-            "context": sum(row.start + 1 for row in decodes),
             "prompt_tokens": sum(len(row.token_ids) for row in prompts),
         }
         return self._in_step
 
     def _share(self) -> StepShare:
         """What of the running sequences the next step runs."""
-        rows = context = backlog = 0
+        rows = backlog = 0
         for sequence in self._running.values():
             if sequence.phase is Phase.PREFILL:
                 backlog += len(sequence.token_ids) - sequence.num_computed_tokens
             else:
                 rows += 1
-                context += len(sequence.token_ids)
-        return self._pace.share(rows=rows, context=context, backlog=backlog)
+        return self._pace.share(rows=rows, backlog=backlog)
 
     def _start_ready(self, now: float) -> None:
         """Move waiting sequences into the batch, in order of arrival.

@@ -16,17 +16,16 @@ class Pace(Protocol):
         """
         ...
 
-    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:
+    def share(self, *, rows: int, backlog: int) -> StepShare:
         """What the next step runs.
 
         Args:
             rows: sequences that decode.
-            context: tokens that these attend to.
             backlog: prompt tokens of running sequences that were not run yet.
         """
         ...
 
-    def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None:
+    def learn(self, *, prompt_tokens: int, rows: int, seconds: float) -> None:
         """A step has run."""
         ...
 
@@ -40,10 +39,10 @@ class FixedPace:
     def key(self, sequence: Sequence) -> float:  # noqa: ARG002
         return 0.0
 
-    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:  # noqa: ARG002
+    def share(self, *, rows: int, backlog: int) -> StepShare:
         return StepShare(min(backlog, self._token_budget - rows), with_decodes=True)
 
-    def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None:
+    def learn(self, *, prompt_tokens: int, rows: int, seconds: float) -> None:
         """Nothing to learn."""
 
 
@@ -68,12 +67,10 @@ class LearntPace:
         token_s = seconds.token_s if seconds.is_known else 0.0
         return sequence.arrived_s + self._weight * token_s * len(sequence.token_ids)
 
-    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:
-        share = self._budget.share(rows=rows, context=context, backlog=backlog)
+    def share(self, *, rows: int, backlog: int) -> StepShare:
+        share = self._budget.share(rows=rows, backlog=backlog)
         most = self._token_budget - (rows if share.with_decodes else 0)
         return StepShare(min(share.prompt_tokens, most), with_decodes=share.with_decodes)
 
-    def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None:
-        self._budget.seconds.learn(
-            prompt_tokens=prompt_tokens, rows=rows, context=context, seconds=seconds
-        )
+    def learn(self, *, prompt_tokens: int, rows: int, seconds: float) -> None:
+        self._budget.seconds.learn(prompt_tokens=prompt_tokens, rows=rows, seconds=seconds)

@@ -7,89 +7,70 @@ little by being left out of it, and the prompt's first token comes sooner. So th
 all prompt steps runs alone; which size that is follows what is asked for.
 
 What a step costs differs between machines by orders of magnitude, and is learnt from the steps that
-have run. The caller carries no clock in here; seconds come as arguments.
+have run. There is no clock in here; seconds come as arguments.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-_FEATURES = 4
-_SCALES = (1.0, 1 / 512, 1 / 32, 1 / 8192)
-"""Of one, prompt tokens, decode rows and their context, so that the numbers are of one size."""
-_UNSURE = 1e3
-_FORGETS_BELOW = 1e-3
-"""Doubt at which no more is forgotten: what was not seen for long may not become so uncertain that
-one odd step throws everything over."""
-_ENOUGH_STEPS = 8
+_FADES = 0.98
+"""Of what was known of prompts stays with each step that has some: about the last 50 count."""
+_ENOUGH_STEPS = 4
+_SHORTEST_S = 1e-5
+_LEAST_SHARE = 0.1
+"""Of a step with both, that its prompts are taken to have cost at least."""
+_MAX_GROWTH = 2.0
+"""By which the cost of decodes is taken to have changed at most since they last ran alone."""
 _FOLLOWS = 0.05
 """How far the size that runs alone moves with each step, as a fraction of it."""
 _FIRST_LARGE_TOKENS = 256.0
 
 
 class StepSeconds:
-    """What a step takes: a sum of shares for being a step, prompt tokens, rows and context.
+    """What prompts and decodes cost, each from the steps that tell it most plainly.
 
-    Recursive least squares with forgetting: exact after a few steps where the costs are linear,
-    and following where they change (another clock rate, other adapters). It learns each step's
-    error relative to its length, so that many short steps weigh no less than a long one.
-    Source: L. Ljung, System Identification (1999), section 11.2.
+    A prompt token costs what the prompt steps have cost over their tokens, so that large ones count
+    most; decodes cost what they did when they last ran alone, in proportion to their number. A
+    regression over tokens, rows and context knows more on paper. In simulation it failed: what one
+    kind of step does not show drifts with the noise of the other kind, until a prompt token seems
+    to cost seconds and prompts are all but stopped. Sums of what was seen cannot drift.
     """
 
-    def __init__(self, forgetting: float = 0.998) -> None:
-        self.num_steps = 0
-        self._forgetting = forgetting
-        self._shares = [0.0] * _FEATURES
-        self._doubt = [
-            [_UNSURE if row == column else 0.0 for column in range(_FEATURES)]
-            for row in range(_FEATURES)
-        ]
+    def __init__(self) -> None:
+        self._num_steps = 0
+        self._prompt_s = 0.0
+        self._prompt_tokens = 0.0
+        self._decode_s = 0.0
+        self._decode_rows = 0
 
     @property
     def is_known(self) -> bool:
-        """Whether enough steps were seen for a prediction to mean something."""
-        return self.num_steps >= _ENOUGH_STEPS
+        """Whether enough prompt steps were seen to say what a token costs."""
+        return self._num_steps >= _ENOUGH_STEPS
 
     @property
     def token_s(self) -> float:
-        """Seconds of one more prompt token."""
-        return max(self._shares[1] * _SCALES[1], 1e-9)
+        """Seconds of a prompt token, its part of the step's fixed costs included."""
+        return self._prompt_s / self._prompt_tokens if self._prompt_tokens else _SHORTEST_S
 
-    def predict(self, *, prompt_tokens: int, rows: int, context: int) -> float:
-        """Seconds of a step of that kind; never less than nothing."""
-        a, b, c, d = self._shares
-        w, x, y, z = _scaled(prompt_tokens, rows, context)
-        return max(0.0, a * w + b * x + c * y + d * z)
+    def decode_s(self, rows: int) -> float:
+        """Seconds of a step in which so many sequences decode; 0 while none has."""
+        if self._decode_rows == 0:
+            return 0.0
+        growth = rows / self._decode_rows
+        return self._decode_s * min(max(growth, 1 / _MAX_GROWTH), _MAX_GROWTH)
 
-    def learn(self, *, prompt_tokens: int, rows: int, context: int, seconds: float) -> None:
+    def learn(self, *, prompt_tokens: int, rows: int, seconds: float) -> None:
         """A step has run; one that took no time says nothing."""
-        if seconds <= 0:
+        if seconds < _SHORTEST_S:
             return
-        scaled = [part / seconds for part in _scaled(prompt_tokens, rows, context)]
-        error = 1.0 - _dot(self._shares, scaled)
-        doubts = [_dot(row, scaled) for row in self._doubt]
-        total = self._forgetting + _dot(scaled, doubts)
-        gains = [doubt / total for doubt in doubts]
-        self._shares = [
-            share + gain * error for share, gain in zip(self._shares, gains, strict=True)
-        ]
-        trace = sum(self._doubt[place][place] for place in range(_FEATURES))
-        forget = self._forgetting if trace < _FORGETS_BELOW else 1.0
-        self._doubt = [
-            [(old - gain * doubt) / forget for old, doubt in zip(row, doubts, strict=True)]
-            for row, gain in zip(self._doubt, gains, strict=True)
-        ]
-        self.num_steps += 1
-
-
-def _scaled(prompt_tokens: int, rows: int, context: int) -> tuple[float, float, float, float]:
-    return 1.0, prompt_tokens * _SCALES[1], rows * _SCALES[2], context * _SCALES[3]
-
-
-def _dot(left: Sequence[float], right: Sequence[float]) -> float:
-    a, b, c, d = left
-    w, x, y, z = right
-    return a * w + b * x + c * y + d * z
+        if prompt_tokens == 0:
+            self._decode_s, self._decode_rows = seconds, rows
+            return
+        rest_s = seconds - self.decode_s(rows) if rows else seconds
+        self._prompt_s = _FADES * self._prompt_s + max(rest_s, _LEAST_SHARE * seconds)
+        self._prompt_tokens = _FADES * self._prompt_tokens + prompt_tokens
+        self._num_steps += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +84,8 @@ class StepShare:
 class StepBudget:
     """Divides steps between prompts and streams.
 
-    A step is as long as its prompts want, up to longest_s: streams wait no longer for it. Where
+    A step is as long as its prompts want, up to longest_s: streams wait no longer for it (prompts
+    have half of that at least, however many the streams are). Where
     the step's prompt tokens are among the largest part (alone_share) of what steps had lately, it
     runs without the streams, as long as they would not come to wait for twice longest_s.
     """
@@ -127,8 +109,8 @@ class StepBudget:
         self._waited_s = 0.0
         """What streams have been left out of since they last had a token."""
 
-    def share(self, *, rows: int, context: int, backlog: int) -> StepShare:
-        """The next step's; backlog: prompt tokens that wait, rows and context: of the decodes."""
+    def share(self, *, rows: int, backlog: int) -> StepShare:
+        """The next step's; rows: sequences that decode; backlog: prompt tokens that wait."""
         if backlog == 0:
             self._waited_s = 0.0
             return StepShare(0, with_decodes=True)
@@ -138,13 +120,13 @@ class StepBudget:
         self._large_tokens = max(1.0, self._large_tokens * math.exp(step))
         if rows == 0:
             return StepShare(tokens, with_decodes=False)
-        alone_s = self.seconds.predict(prompt_tokens=tokens, rows=0, context=0)
+        alone_s = tokens * self.seconds.token_s
         if is_large and self._waited_s + alone_s <= 2 * self._longest_s:
             self._waited_s += alone_s
             return StepShare(tokens, with_decodes=False)
         self._waited_s = 0.0
-        decode_s = self.seconds.predict(prompt_tokens=0, rows=rows, context=context)
-        return StepShare(self._bounded(backlog, decode_s), with_decodes=True)
+        other_s = min(self.seconds.decode_s(rows), self._longest_s / 2)
+        return StepShare(self._bounded(backlog, other_s), with_decodes=True)
 
     def _bounded(self, backlog: int, other_s: float) -> int:
         """Of the backlog what one step takes beside what else it does."""
