@@ -1,12 +1,12 @@
 """The real memd in a thread of this process, for what is measured without a whole worker."""
 
 import asyncio
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from anole_cli.services import private_socket, remove_private_socket
 from anole_memd.app import MemdService
 from anole_memd.settings import MemdSettings
 from anole_shared.settings import CommonSettings, load
@@ -21,8 +21,8 @@ def leasing(budget_bytes: int | None = None, **more: float) -> Iterator[Path]:
 
     more: other settings of memd's.
     """
-    with tempfile.TemporaryDirectory(prefix="anole-bench-") as folder:
-        path = Path(folder) / "memd.sock"
+    path = private_socket()
+    try:
         common = load(CommonSettings, memd_socket=path)
         settings = load(MemdSettings, budget_bytes=budget_bytes, **more)
         thread = _Thread(MemdService(common, settings, Telemetry("memd")))
@@ -32,6 +32,8 @@ def leasing(budget_bytes: int | None = None, **more: float) -> Iterator[Path]:
             yield path
         finally:
             thread.stop()
+    finally:
+        remove_private_socket(path)
 
 
 class _Thread(threading.Thread):

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import ctypes
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -106,8 +107,13 @@ async def _announce(ready: asyncio.Event, on_ready: Announce) -> None:
 
 
 def private_socket() -> Path:
-    """A socket path in a fresh folder that only this user can enter."""
-    return Path(tempfile.mkdtemp(prefix="anole-")) / "memd.sock"
+    """A socket path in a fresh folder that only this user can enter.
+
+    In memory where there is such a place: memd's journal lies beside its socket, and no lease shall
+    wait for a disk where it need not outlive this process.
+    """
+    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+    return Path(tempfile.mkdtemp(prefix="anole-", dir=folder)) / "memd.sock"
 
 
 def remove_private_socket(path: Path) -> None:

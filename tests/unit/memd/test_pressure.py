@@ -99,3 +99,10 @@ def test_the_own_group_is_the_one_of_version_two(
     if lines is not None:
         (tmp_path / "self" / "cgroup").write_text(lines)
     assert own_cgroup(tmp_path, tmp_path / "cgroup") == (group if found else None)
+
+
+def test_a_containers_own_group_is_the_top_that_it_sees(tmp_path: Path) -> None:
+    write_events(tmp_path / "cgroup")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("0::/\n")
+    assert own_cgroup(tmp_path, tmp_path / "cgroup") == tmp_path / "cgroup"

@@ -93,14 +93,17 @@ def stalls(path: Path) -> Stalls | None:
 
 
 def own_cgroup(proc: Path = PROC, root: Path = CGROUP) -> Path | None:
-    """This process's cgroup v2 directory; None where there is none, or it is the root itself."""
+    """This process's cgroup v2 directory; None where there is none, or it is the host's root.
+
+    A container's own is "/" to it, too, but has the files that the host's root lacks.
+    """
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
         return None
     path = next((line[3:] for line in lines if line.startswith("0::")), "/")
     folder = root / path.strip("/")
-    return folder if path != "/" and (folder / "memory.events").exists() else None
+    return folder if (folder / "memory.events").exists() else None
 
 
 def _severity(pressure: Pressure) -> int:
