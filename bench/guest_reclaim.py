@@ -61,6 +61,9 @@ class Run:
         self._quick = quick
         self._out = out
         self._begin = time.monotonic()
+        earlier = orjson.loads(out.read_bytes()) if out is not None and out.exists() else {}
+        self.samples += earlier.get("samples", [])
+        self.neighbours += earlier.get("neighbours", [])
         self._result: dict[str, Any] = {
             "machine": machine.describe(),
             "commit": machine.commit(),
@@ -69,29 +72,45 @@ class Run:
                 "kernel": booted_from.packages.kernel.name.removeprefix("vmlinuz-"),
                 "accelerator": booted_from.accel,
             },
-            "load_average": [],
+            "load_average": earlier.get("load_average", []),
         }
 
     async def all(self, runs: int) -> None:
         """Every part; so many guests of each kind for the sizes."""
         default, without = ZEROING
         await self._all_sizes(runs, default, QUICK_COUNTS if self._quick else COUNTS)
-        if self._quick:
-            return
+        if not self._quick:
+            await self._all_neighbours()
+            await self._all_sizes(runs, without, COUNTS_WITHOUT_ZEROING)
+            await self._all_occupancies()
+
+    async def _all_neighbours(self) -> None:
         for way in WAYS:
-            self._say(f"{way.name}, beside a neighbour")
-            await self._neighbours(way)
-        await self._all_sizes(runs, without, COUNTS_WITHOUT_ZEROING)
+            if not any(one["way"] == way.name for one in self.neighbours):
+                self._say(f"{way.name}, beside a neighbour")
+                await self._neighbours(way)
+
+    async def _all_occupancies(self) -> None:
         for number in range(1, OCCUPANCY_RUNS + 1):
             for way in WAYS:
-                self._say(f"[{number}/{OCCUPANCY_RUNS}] {way.name}, by occupancy")
-                await self._occupancies(way, number)
+                if not self._has(way, number, ZEROING[0], by_occupancy=True):
+                    self._say(f"[{number}/{OCCUPANCY_RUNS}] {way.name}, by occupancy")
+                    await self._occupancies(way, number)
 
     async def _all_sizes(self, runs: int, zeroing: str, counts: tuple[int, ...]) -> None:
         for number in range(1, runs + 1):
             for way in WAYS:
-                self._say(f"[{number}/{runs}] {way.name}, {zeroing}")
-                await self._sizes(way, number, zeroing, counts)
+                if not self._has(way, number, zeroing, by_occupancy=False):
+                    self._say(f"[{number}/{runs}] {way.name}, {zeroing}")
+                    await self._sizes(way, number, zeroing, counts)
+
+    def _has(self, way: Way, number: int, zeroing: str, *, by_occupancy: bool) -> bool:
+        """Whether an earlier run, which was interrupted, measured that."""
+        return any(
+            (one["way"], one["run"], one["zeroing"]) == (way.name, number, zeroing)
+            and ("occupancy" in one) == by_occupancy
+            for one in self.samples
+        )
 
     async def _sizes(self, way: Way, number: int, zeroing: str, counts: tuple[int, ...]) -> None:
         of = {"way": way.name, "run": number, "zeroing": zeroing}
@@ -161,7 +180,12 @@ def main() -> int:
         "--runs", type=int, help=f"guests of each kind ({RUNS}; quick {QUICK_RUNS})"
     )
     parser.add_argument("--quick", action="store_true", help="under five minutes, two sizes")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write what was measured, as JSON")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write what was measured, as JSON; goes on from there if it is there",
+    )
     given = parser.parse_args()
     runs = given.runs or (QUICK_RUNS if given.quick else RUNS)
     try:

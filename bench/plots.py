@@ -96,6 +96,33 @@ def _demand(table: Table) -> Figure:
     return figure
 
 
+def _reclaim(sizes: Table, occupancy: Table) -> Figure:
+    """Milliseconds by size, and by how full the memory stays; stock against memd, and paper."""
+    figure = Figure(figsize=(8, 3.2))
+    by_size: Any
+    by_use: Any
+    by_size, by_use = figure.subplots(1, 2, sharey=True)
+    default = [row for row in sizes.rows if row["zeroing"] == "init_on_alloc=1"]
+    for key, paper, name, in_paper, colour in (
+        ("stock_ms", "paper_stock_ms", "virtio-mem", "virtio-mem", "#c46a2b"),
+        ("segregated_ms", "paper_ms", "memd", "Squeezy", "#2a7f3f"),
+    ):
+        mib, ms = [str(row["mib"]) for row in default], [row[key] for row in default]
+        by_size.plot(mib, ms, "o-", color=colour, label=name)
+        told = [row for row in default if row[paper] is not None]
+        mib, ms = [str(row["mib"]) for row in told], [row[paper] for row in told]
+        by_size.plot(mib, ms, "x", color=colour, label=f"{in_paper} in the paper")
+        used = [100 * float(row["occupancy"] or 0) for row in occupancy.rows]
+        by_use.plot(used, [row[key] for row in occupancy.rows], "o-", color=colour)
+    by_size.set_yscale("log")
+    by_size.set_xlabel("MiB given back, half of the memory stays in use")
+    by_size.set_ylabel("milliseconds")
+    by_use.set_xlabel("% in use while 256 MiB are given back")
+    figure.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    figure.tight_layout()
+    return figure
+
+
 def _grouped(
     rows: tuple[Record, ...], keys: tuple[str, ...]
 ) -> dict[tuple[object, ...], list[Record]]:
@@ -108,5 +135,6 @@ def _grouped(
 _PLOTS: Mapping[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "steps": (("steps",), _steps),
     "memd-demand": (("memd-demand",), _demand),
+    "reclaim": (("reclaim-sizes", "reclaim-occupancy"), _reclaim),
     "policies": (("policies-hits", "policies-waits"), _policies),
 }

@@ -58,7 +58,9 @@ def blocks(results: Sequence[Result]) -> dict[str, str]:
     """What stands between the marks, by name."""
     found = {name: one.markdown() for name, one in tables(results).items()}
     for result in results:
-        if "machine" in result:
+        if "guest" in result:
+            found["reclaim-machine"] = guest_machine(result)
+        elif "machine" in result:
             found["machine"] = machine(result)
         if "summary" in result:
             found["peers"] = peers.table(result["summary"]).strip()
@@ -79,6 +81,15 @@ def machine(result: Result) -> str:
 - Python {on["python"]}, {versions}; commit {result["commit"]}
 - {result["model"]}, one torch thread, {result["rounds"]} rounds, begun {result["began"]}
 - load average between {min(loads):.1f} and {max(loads):.1f}; the benchmark itself makes 1 to 2"""
+
+
+def guest_machine(result: Result) -> str:
+    """What a guest ran on, and how busy that was."""
+    on, guest, loads = result["machine"], result["guest"], result["load_average"]
+    return f"""\
+- {on["cpu"]}, {on["cores"]} cores, Linux {on["kernel"]}; the guest: Linux {guest["kernel"]}, run by
+  {guest["accelerator"]} of QEMU; commit {result["commit"]}, begun {result["began"]}
+- load average between {min(loads):.1f} and {max(loads):.1f}; the benchmark itself makes 1"""
 
 
 def _stalls(rows: Sequence[Mapping[str, Any]]) -> Table:

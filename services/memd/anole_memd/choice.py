@@ -1,21 +1,16 @@
 """Which backend the settings name. A new one is added here and to BackendSettings.backend."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from anole_memd.backend import Backend
 from anole_memd.backend_settings import BackendSettings
-from anole_memd.backends.cloud_hypervisor import CloudHypervisor
 from anole_memd.backends.cpusets import Cpusets
-from anole_memd.backends.firecracker import Firecracker
-from anole_memd.backends.guest_agent import GuestAgent
 from anole_memd.backends.hypervisor import Hypervisor
 from anole_memd.backends.memfd import MemfdBackend
 from anole_memd.backends.memory_blocks import MemoryBlocks
 from anole_memd.backends.node_memory import id_list
 from anole_memd.backends.numa import Numa
-from anole_memd.backends.qemu import Qemu
-from anole_memd.backends.virtio_mem import VirtioMem
 from anole_shared.errors import ConfigurationError
 
 
@@ -53,15 +48,28 @@ def _virtio_mem(settings: BackendSettings) -> Backend:
             "that its agent is of no use: unset ANOLE_MEMD_GUEST_AGENT_SOCKET, and run memd with "
             "the backend numa in the guest"
         )
-    hypervisor: Hypervisor
-    match settings.hypervisor:
-        case "qemu":
-            hypervisor = Qemu(sockets[0])
-        case "cloud-hypervisor":
-            hypervisor = CloudHypervisor(sockets[0])
-        case "firecracker":
-            hypervisor = Firecracker(sockets)
+    # Late: aiohttp and qemu.qmp are most of what memd would load, and memfd needs neither.
+    from anole_memd.backends.guest_agent import GuestAgent
+    from anole_memd.backends.virtio_mem import VirtioMem
+
+    hypervisor = _hypervisor(settings.hypervisor, sockets)
     return VirtioMem(hypervisor, GuestAgent(agent) if agent is not None else None)
+
+
+def _hypervisor(name: str, sockets: Sequence[Path]) -> Hypervisor:
+    match name:
+        case "qemu":
+            from anole_memd.backends.qemu import Qemu
+
+            return Qemu(sockets[0])
+        case "cloud-hypervisor":
+            from anole_memd.backends.cloud_hypervisor import CloudHypervisor
+
+            return CloudHypervisor(sockets[0])
+        case _:
+            from anole_memd.backends.firecracker import Firecracker
+
+            return Firecracker(sockets)
 
 
 _MAKERS: Mapping[str, Callable[[BackendSettings], Backend]] = {

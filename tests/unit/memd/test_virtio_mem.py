@@ -125,7 +125,7 @@ async def test_plugging_again_what_was_half_unplugged_starts_from_nothing(
 ) -> None:
     await backend.plug(VM1, timeout_s=T)
     qemu.offline.add(32)
-    with pytest.raises(PartialUnplug):
+    with pytest.raises(PartialUnplug, match=f"asked for {DEVICE_BYTES}"):
         await backend.adopt(VM1, "vm1", None, timeout_s=T)
     qemu.said.clear()
     await backend.plug(VM1, timeout_s=T)
@@ -237,6 +237,16 @@ async def test_a_guest_that_could_not_give_memory_back_is_found_at_start(
     with pytest.raises(BackendUnavailable, match=remedy):
         await backend.probe(timeout_s=T)
     assert changes(qemu) == []
+    await backend.close()
+
+
+async def test_a_device_of_an_odd_size_is_found_at_start(
+    qemu: FakeQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu, "_guest_get_memory_block_info", lambda: {"size": 96 * MiB})
+    backend = backend_of(qemu)
+    with pytest.raises(BackendUnavailable, match="give it another size"):
+        await backend.probe(timeout_s=T)
     await backend.close()
 
 

@@ -74,6 +74,13 @@ class VirtioMem:
                 str(fault), "check the sockets' paths and the guest"
             ) from fault
         self._block_bytes = max(guest_block_bytes, *(device.block_bytes for device in devices))
+        for device in devices:
+            if device.max_bytes % self._block_bytes:
+                raise BackendUnavailable(
+                    f"{device.device_id} has {device.max_bytes} bytes, which is no multiple of the "
+                    f"{self._block_bytes} that the guest can take offline",
+                    "give it another size",
+                )
         self._slots = tuple(
             RegionSpec(region_id=RegionId(device.device_id), num_bytes=device.max_bytes)
             for device in devices
@@ -224,7 +231,7 @@ class VirtioMem:
                 return Plugged(num_bytes=device.max_bytes, token=region.region_id)
         raise PartialUnplug(
             f"{region.region_id} has {device.size_bytes} of {device.max_bytes} bytes plugged (some "
-            "perhaps offline in the guest) and is asked for {device.requested_bytes}",
+            f"perhaps offline in the guest) and is asked for {device.requested_bytes}",
             num_bytes=0,
             left_bytes=device.size_bytes,
         )
