@@ -39,6 +39,7 @@ def run(given: argparse.Namespace) -> int:
         "rounds": plan.rounds,
         "threads": 1,
         "quick": plan.is_quick,
+        "device": _device_name(plan),
         "model": plan.model.name,
         "sections": {},
     }
@@ -63,7 +64,16 @@ def _plan(given: argparse.Namespace) -> Plan:
         work=common.cache_dir / "bench",
         rounds=given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS),
         is_quick=given.quick,
+        device=given.device,
     )
+
+
+def _device_name(plan: Plan) -> str:
+    if not plan.is_on_gpu:
+        return plan.device
+    import torch
+
+    return torch.cuda.get_device_name(plan.device)
 
 
 def _out(given: argparse.Namespace, began: datetime) -> Path | None:

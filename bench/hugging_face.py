@@ -22,14 +22,17 @@ _FIRST_TOKEN = 100
 class PeftBatch:
     """transformers' model, and PEFT's adapters in it once some are added."""
 
-    def __init__(self, folder: Path, shape: ModelShape, dtype: torch.dtype) -> None:
+    def __init__(
+        self, folder: Path, shape: ModelShape, dtype: torch.dtype, device: str = "cpu"
+    ) -> None:
+        self._device = torch.device(device)
         self._shape = shape
         self._dtype = dtype
         with _quiet():
-            self._model: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, local_files_only=True
             )
-        self._model.eval()
+        self._model = loaded.to(self._device).eval()
 
     def add(self, file: AdapterFile, name: str) -> None:
         """Load an adapter as PEFT does it."""
@@ -45,30 +48,33 @@ class PeftBatch:
 
     def settle(self) -> None:
         """One precision throughout: rows of mixed types would be cast back and forth."""
-        self._model.to(self._dtype).eval()
+        self._model.to(self._device, self._dtype).eval()
 
     def decode(self, num_rows: int, context: int, names: Sequence[str] | None = None) -> Call:
         """One new token for each row at the end of its context; names: each row's adapter."""
         cache = self._cache(num_rows, context - 1)
-        tokens = torch.arange(_FIRST_TOKEN, _FIRST_TOKEN + num_rows).unsqueeze(1)
+        tokens = torch.arange(_FIRST_TOKEN, _FIRST_TOKEN + num_rows, device=self._device).unsqueeze(
+            1
+        )
         chosen = {} if names is None else {"adapter_names": list(names)}
 
         @torch.inference_mode()
         def step() -> None:
             logits = self._model(tokens, past_key_values=cache, use_cache=True, **chosen).logits
-            logits[:, -1].argmax(dim=-1)
+            logits[:, -1].argmax(dim=-1).cpu()
             cache.crop(-1)
 
         return step
 
     def prefill(self, num_rows: int, num_tokens: int) -> Call:
         """A prompt for each row, and the logits of its last token."""
-        tokens = torch.arange(num_rows * num_tokens).view(num_rows, num_tokens) + _FIRST_TOKEN
+        count = num_rows * num_tokens
+        tokens = torch.arange(count, device=self._device).view(num_rows, num_tokens) + _FIRST_TOKEN
 
         @torch.inference_mode()
         def run() -> None:
             logits = self._model(tokens, use_cache=True, logits_to_keep=1).logits
-            logits[:, -1].argmax(dim=-1)
+            logits[:, -1].argmax(dim=-1).cpu()
 
         return run
 
@@ -77,7 +83,7 @@ class PeftBatch:
         cache = DynamicCache()
         size = (num_rows, self._shape.num_kv_heads, num_tokens, self._shape.head_dim)
         for layer in range(self._shape.num_layers):
-            keys, values = (torch.randn(size).to(self._dtype) for _ in range(2))
+            keys, values = (torch.randn(size).to(self._device, self._dtype) for _ in range(2))
             cache.update(keys, values, layer)
         return cache
 

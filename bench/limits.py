@@ -19,30 +19,42 @@ _BYTES = 256 * MiB
 """More than any private cache, like a model's weights."""
 _WIDTH = 1024
 _SIZES = (512, 1024, 2048)
+_GPU_SIZES = (4096, 8192)
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def best_s(call: Callable[[], object], tries: int = _TRIES) -> float:
-    """CPU seconds of the fastest try."""
+CPU = torch.device("cpu")
+
+
+def best_s(call: Callable[[], object], device: torch.device = CPU) -> float:
+    """Seconds of the fastest try: of a CPU's own time, or of a GPU's with nothing else to do."""
     found = []
-    for _ in range(tries):
-        begin = time.process_time()
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    for _ in range(_TRIES):
+        _settle(device)
+        begin = clock()
         call()
-        found.append(time.process_time() - begin)
+        _settle(device)
+        found.append(clock() - begin)
     return min(found)
 
 
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @cache
-def read_bytes_per_s(num_bytes: int = _BYTES) -> float:
+def read_bytes_per_s(num_bytes: int = _BYTES, device: torch.device = CPU) -> float:
     """Reading so many bytes again and again, by whatever reads them fastest."""
-    numbers = torch.ones(num_bytes // 4)
-    matrix, vector = numbers.view(-1, _WIDTH), torch.ones(_WIDTH)
+    numbers = torch.ones(num_bytes // 4, device=device)
+    matrix, vector = numbers.view(-1, _WIDTH), torch.ones(_WIDTH, device=device)
     ways = (
         lambda: torch.dot(numbers, numbers),
         numbers.sum,
         lambda: torch.mv(matrix, vector),
     )
-    return num_bytes / min(best_s(way) for way in ways)
+    return num_bytes / min(best_s(way, device) for way in ways)
 
 
 @cache
@@ -54,14 +66,15 @@ def copy_bytes_per_s(num_bytes: int = _BYTES) -> float:
 
 
 @cache
-def flops_per_s(dtype: torch.dtype) -> float:
-    """Of a product of two square matrices, at the size that suits the machine best."""
-    return max(_square_flops_per_s(size, dtype) for size in _SIZES)
+def flops_per_s(dtype: torch.dtype, device: torch.device = CPU) -> float:
+    """Of a product of two square matrices, at the size that suits the device best."""
+    sizes = _SIZES if device.type == "cpu" else _GPU_SIZES
+    return max(_square_flops_per_s(size, dtype, device) for size in sizes)
 
 
-def _square_flops_per_s(size: int, dtype: torch.dtype) -> float:
-    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
-    return 2 * size**3 / best_s(lambda: torch.mm(left, right))
+def _square_flops_per_s(size: int, dtype: torch.dtype, device: torch.device) -> float:
+    left, right = (torch.randn(size, size).to(device, dtype) for _ in range(2))
+    return 2 * size**3 / best_s(lambda: torch.mm(left, right), device)
 
 
 def measure(plan: Plan) -> list[Table]:

@@ -14,11 +14,11 @@ import torch
 from anole_shared.units import MiB
 from anole_worker.adapter_files import WEIGHTS_NAME, AdapterFile
 from anole_worker.leases import RegionClient
-from bench import adapters
+from bench import adapters, limits
 from bench.adapters import KINDS, Kind
 from bench.hugging_face import PeftBatch
 from bench.memd import leasing
-from bench.rig import Rig, dtypes, name_of, rigged
+from bench.rig import Rig, name_of, preferred, rigged
 from bench.section import Plan, progress
 from bench.table import Column, Record, Table
 
@@ -29,7 +29,7 @@ _QUICK_RANKS = (16, 128)
 
 def measure(plan: Plan) -> list[Table]:
     """Each size by Anole, and a few by PEFT."""
-    dtype = dtypes(is_quick=True)[0]
+    dtype = preferred(plan)
     kinds = [kind for kind in KINDS if not plan.is_quick or kind.rank in _QUICK_RANKS]
     with rigged(plan, dtype) as rig, leasing() as socket:
         peft = _peft_seconds(plan, rig)
@@ -65,13 +65,35 @@ def _ways(
 ) -> dict[str, Callable[[], float]]:
     source = torch.ones(num_bytes, dtype=torch.uint8)
     target = torch.ones_like(source)
-    return {
+    ways = {
         "memcpy": lambda: _timed(lambda: target.copy_(source)),
         "fresh": lambda: _fresh_copy(client, source),
         "cpu": lambda: _load(rig, file, time.process_time),
         "wall": lambda: _load(rig, file, time.perf_counter),
         "cold": lambda: _cold_load(rig, file),
     }
+    if rig.target.type == "cuda":
+        pinned = source.pin_memory()
+        ways |= {
+            "upload": lambda: _upload(rig, file),
+            "copy": lambda: limits.best_s(lambda: _to_device(rig, pinned), rig.target),
+        }
+    return ways
+
+
+def _upload(rig: Rig, file: AdapterFile) -> float:
+    """Back onto the device out of host memory, where its copy has stayed."""
+    adapter = rig.load(file)
+    rig.drop([adapter])
+    begin = time.perf_counter()
+    rig.device.load_adapter(adapter, file, {})
+    seconds = time.perf_counter() - begin
+    rig.drop([adapter])
+    return seconds
+
+
+def _to_device(rig: Rig, pinned: torch.Tensor) -> None:
+    pinned.to(rig.target, non_blocking=True)
 
 
 def _timed(call: Callable[[], object]) -> float:
@@ -110,7 +132,7 @@ def _fresh_copy(client: RegionClient, source: torch.Tensor) -> float:
 def _peft_seconds(plan: Plan, rig: Rig) -> dict[Kind, float]:
     """CPU time of PEFT's load_adapter, with one adapter there and few more."""
     progress("    PEFT loads")
-    peft = PeftBatch(plan.model, rig.shape, rig.dtype)
+    peft = PeftBatch(plan.model, rig.shape, rig.dtype, plan.device)
     peft.add(adapters.read(plan, KINDS[0]), "first")
     found: dict[Kind, list[float]] = {kind: [] for kind in _PEFT_KINDS}
     for number in range(1 if plan.is_quick else _PEFT_TRIES):
@@ -134,6 +156,8 @@ def _row(kind: Kind, found: dict[str, float], peft_s: float | None) -> Record:
         "memcpy_ms": found["memcpy"] * 1e3,
         "fresh_ms": found["fresh"] * 1e3,
         "ratio": found["cpu"] / found["fresh"],
+        "upload_ms": found["upload"] * 1e3 if "upload" in found else None,
+        "copy_ms": found["copy"] * 1e3 if "copy" in found else None,
         "peft_ms": None if peft_s is None else peft_s * 1e3,
     }
 
@@ -153,6 +177,8 @@ def _table(rows: list[Record], dtype: str) -> Table:
             Column(key="fresh_ms", title="copy into a region ms", form=".1f"),
             Column(key="ratio", title="load / copy", form=".2f"),
             Column(key="memcpy_ms", title="memcpy ms", form=".1f"),
+            Column(key="upload_ms", title="host to device, wall ms", form=".1f"),
+            Column(key="copy_ms", title="the bytes alone ms", form=".1f"),
             Column(key="peft_ms", title="PEFT, CPU ms", form=".0f"),
         ),
         rows=tuple(rows),
@@ -161,6 +187,8 @@ def _table(rows: list[Record], dtype: str) -> Table:
             "files are in the page cache, but for the column from disk. The copy leases a region, "
             "too, and writes as many bytes into it; memcpy goes into memory that was written "
             "before. PEFT's load_adapter takes longer the more adapters are loaded: here few are. "
-            "On a CPU the region is the device's memory: nothing is uploaded from it."
+            "On a CPU the region is the device's memory: nothing is uploaded from it. On a GPU "
+            "host to device is a load whose copy has stayed in host memory, beside a copy of as "
+            "many bytes out of pinned memory."
         ),
     )

@@ -42,7 +42,7 @@ class _Thread(threading.Thread):
     def __init__(self, service: MemdService) -> None:
         super().__init__(name="memd", daemon=True)
         self._service = service
-        self._started = threading.Event()
+        self._is_ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked_to_stop: asyncio.Event | None = None
 
@@ -55,10 +55,10 @@ class _Thread(threading.Thread):
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._service.run(ready=ready, stop=self._asked_to_stop), name="memd")
             await ready.wait()
-            self._started.set()
+            self._is_ready.set()
 
     def wait_until_ready(self) -> None:
-        if not self._started.wait(_START_S):
+        if not self._is_ready.wait(_START_S):
             raise RuntimeError("memd did not start; its log says why")
 
     def stop(self) -> None:

@@ -23,7 +23,7 @@ from anole_worker.leases import Region, RegionClient
 from bench import adapters
 from bench.adapters import KINDS, MIXED_RANKS, Kind
 from bench.memd import leasing
-from bench.rig import Rig, adapter_of, dtypes, kv_bytes, name_of, rigged
+from bench.rig import Rig, adapter_of, kv_bytes, name_of, preferred, rigged
 from bench.section import Plan, progress
 from bench.table import Column, Record, Table
 
@@ -42,7 +42,7 @@ _SEED = 1
 
 def measure(plan: Plan) -> list[Table]:
     """What is held for weights, then what is left unused under churn."""
-    dtype = dtypes(is_quick=True)[0]
+    dtype = preferred(plan)
     with rigged(plan, dtype) as rig:
         progress("    regions of adapters")
         held = [_held_of_kind(plan, rig, kind) for kind in KINDS]

@@ -1,6 +1,7 @@
 """The benchmark's flags: for `python -m bench` and `anole bench` alike. Imports nothing heavy."""
 
 import argparse
+import re
 from pathlib import Path
 
 from bench.section import SECTIONS
@@ -47,12 +48,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="write the results to this file, as JSON; - for nowhere (a file in bench/results if "
         "all sections are run without --quick, else nowhere)",
     )
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="cpu",
+        help="what the worker runs on: cpu (the default), cuda or cuda:N. On a GPU all times are "
+        "wall time; it is for steps, prefill and loads",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer cases, sizes and rounds")
 
 
 def _section(name: str) -> str:
     if name not in SECTIONS:
         raise argparse.ArgumentTypeError(f"no section {name!r}; there are {', '.join(SECTIONS)}")
+    return name
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise argparse.ArgumentTypeError("must be cpu, cuda or cuda:N")
     return name
 
 

@@ -14,7 +14,7 @@ from bench import adapters, limits
 from bench.hugging_face import PeftBatch
 from bench.interleaving import Call, in_turns
 from bench.load_client import Job
-from bench.rig import TOKEN_BUDGET, Rig, dtypes, linear_weights, name_of, rigged
+from bench.rig import TOKEN_BUDGET, Rig, clock, dtypes, linear_weights, name_of, rigged
 from bench.section import Plan, progress
 from bench.table import Column, Record, Table
 from bench.worker import Worker, serving
@@ -39,7 +39,7 @@ class _Prompts:
 def measure(plan: Plan) -> list[Table]:
     """Prefill by step, and time to first token with a known prefix."""
     rows: list[Record] = []
-    for dtype in dtypes(is_quick=plan.is_quick):
+    for dtype in dtypes(plan):
         with rigged(plan, dtype) as rig:
             rows += _all_cases(plan, rig)
     return [_prefill_table(rows), _prefix_table(asyncio.run(_prefixes(plan)))]
@@ -47,7 +47,7 @@ def measure(plan: Plan) -> list[Table]:
 
 def _all_cases(plan: Plan, rig: Rig) -> Iterator[Record]:
     loaded = rig.load_distinct(adapters.read_mixed(plan), max(rows for rows, _ in CASES))
-    hugging_face = PeftBatch(plan.model, rig.shape, rig.dtype)
+    hugging_face = PeftBatch(plan.model, rig.shape, rig.dtype, plan.device)
     for num_rows, num_tokens in CASES[:2] if plan.is_quick else CASES:
         case = _Prompts(num_rows=num_rows, num_tokens=num_tokens)
         progress(f"    {name_of(rig.dtype)}, {case.name}")
@@ -63,7 +63,7 @@ def _one_case(
         "transformers": hugging_face.prefill(case.num_rows, case.num_tokens),
     }
     # A round of these takes as long as many decode steps.
-    times = in_turns(calls, max(3, plan.rounds // 5))
+    times = in_turns(calls, max(3, plan.rounds // 5), clock=clock(plan))
     base_s = times["base"].median_s
     operations = _operations(rig, case)
     tokens = case.num_rows * case.num_tokens
@@ -73,8 +73,8 @@ def _one_case(
         "prompts": case.name,
         "base_ms": base_s * 1e3,
         "tokens_per_s": tokens / base_s,
-        "floor_ms": operations / limits.flops_per_s(rig.dtype) * 1e3,
-        "efficiency": operations / base_s / limits.flops_per_s(rig.dtype),
+        "floor_ms": operations / limits.flops_per_s(rig.dtype, rig.target) * 1e3,
+        "efficiency": operations / base_s / limits.flops_per_s(rig.dtype, rig.target),
         "ms": times["adapters"].median_s * 1e3,
         "ratio": times["adapters"].ratio_to(times["base"]),
         "floor": 1 + 2 * extra / operations,
@@ -107,7 +107,9 @@ async def _prefixes(plan: Plan) -> list[Record]:
     prompts = _distinct_prompts()
     known = next(prompts)
     found: dict[str, list[float]] = {"shared": [], "distinct": []}
-    async with serving(plan, None, token_budget=TOKEN_BUDGET, num_threads=1) as worker:
+    async with serving(
+        plan, None, token_budget=TOKEN_BUDGET, num_threads=1, device=plan.device
+    ) as worker:
         running = worker.stream(_job(known, max_tokens=4000))
         async with asyncio.TaskGroup() as tasks:
             drain = tasks.create_task(_drain(running), name="running")

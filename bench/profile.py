@@ -11,11 +11,12 @@ from typing import Any
 
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Step
-from anole_worker.runtime import model_runner
+from anole_worker.runtime import cpu_batches, model_runner
+from anole_worker.runtime.cpu_batches import CpuBatches
 from anole_worker.runtime.device import Device
 from anole_worker.runtime.lora import LoopDeltas
 from anole_worker.runtime.lora_rows import RowsDeltas
-from anole_worker.runtime.model_runner import ModelRunner
+from anole_worker.runtime.network import Network
 from anole_worker.runtime.projection import Projection
 from bench import adapters
 from bench.adapters import mixed_name
@@ -28,12 +29,12 @@ from bench.worker import serving
 NUM_ROWS = 16
 PARTS: Mapping[str, Sequence[tuple[object, str]]] = {
     "linear layers": ((Projection, "__call__"),),
-    "output head": ((ModelRunner, "_head"),),
+    "output head": ((Network, "head"),),
     "adapters": ((RowsDeltas, "add"), (LoopDeltas, "add")),
-    "attention, KV read and written": ((model_runner, "attend"),),
-    "norms": ((ModelRunner, "_norm"),),
-    "rotary positions": ((ModelRunner, "_rotate"),),
-    "laying the step out": ((model_runner, "pack"), (ModelRunner, "_inputs")),
+    "attention, KV read and written": ((cpu_batches, "attend"),),
+    "norms": ((Network, "_norm"),),
+    "rotary positions": ((Network, "_rotate"),),
+    "laying the step out": ((CpuBatches, "make"), (Network, "_inputs")),
     "drawing tokens": ((model_runner, "sample"),),
 }
 KEEPS = frozenset({"output head"})
@@ -111,7 +112,7 @@ def watching(watch: Stopwatch, parts: Mapping[str, Sequence[tuple[object, str]]]
 def measure(plan: Plan) -> list[Table]:
     """The parts of a step, then what lies between two steps."""
     rows: list[Record] = []
-    for dtype in dtypes(is_quick=plan.is_quick):
+    for dtype in dtypes(plan):
         with rigged(plan, dtype) as rig:
             rig.fill(NUM_ROWS)
             rows += _parts(plan, rig)

@@ -1,11 +1,13 @@
 """The worker's device with adapters in leased regions, and steps to run on it without an engine."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from anole_shared.clock import SystemClock
 from anole_shared.ids import AdapterId, RequestId
 from anole_shared.settings import load
 from anole_shared.units import GiB, div_ceil, region_bytes
@@ -29,10 +31,21 @@ _MEMORY_BYTES = GiB
 _FIRST_TOKEN = 100
 
 
-def dtypes(*, is_quick: bool = False) -> list[torch.dtype]:
+def preferred(plan: Plan) -> torch.dtype:
+    """What the device computes fastest in."""
+    return preferred_dtype(torch.device(plan.device))
+
+
+def dtypes(plan: Plan) -> list[torch.dtype]:
     """float32, and what this machine computes fastest in where that is another; or that alone."""
-    preferred = preferred_dtype()
-    return [preferred] if is_quick else list(dict.fromkeys((torch.float32, preferred)))
+    if plan.is_quick or plan.is_on_gpu:
+        return [preferred(plan)]
+    return list(dict.fromkeys((torch.float32, preferred(plan))))
+
+
+def clock(plan: Plan) -> Callable[[], float]:
+    """By which steps are timed, which end when their tokens are on the host."""
+    return time.perf_counter if plan.is_on_gpu else time.process_time
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -46,12 +59,19 @@ class Rig:
     def __init__(self, plan: Plan, dtype: torch.dtype, memd_socket: Path) -> None:
         self.dtype = dtype
         self.memd_socket = memd_socket
+        self.target = torch.device(plan.device)
         self.shape = model_shape.read(plan.model)
         settings = load(
-            WorkerSettings, dtype=name_of(dtype), memory_bytes=_MEMORY_BYTES, num_threads=1
+            WorkerSettings,
+            dtype=name_of(dtype),
+            memory_bytes=_MEMORY_BYTES,
+            num_threads=1,
+            device=plan.device,
+            max_num_seqs=MAX_ROWS,
+            token_budget=TOKEN_BUDGET,
         )
         regions = RegionClient(memd_socket, "bench")
-        self.device = Device(plan.model, self.shape, settings, regions)
+        self.device = Device(plan.model, self.shape, settings, regions, SystemClock())
         self._block_size = settings.block_size
         self._num_loaded = 0
 

@@ -22,6 +22,13 @@ class Plan:
     """How often each thing is measured, in turns with the others."""
     is_quick: bool
     """For a first look: fewer cases and sizes."""
+    device: str = "cpu"
+    """What the worker runs on, as its setting has it."""
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether work goes on after the call that asked for it, and processor time says little."""
+        return self.device.startswith("cuda")
 
 
 @dataclass(frozen=True, slots=True)

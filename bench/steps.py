@@ -11,7 +11,7 @@ from bench import adapters, limits
 from bench.adapters import Kind
 from bench.hugging_face import PeftBatch
 from bench.interleaving import Call, in_turns
-from bench.rig import CONTEXT, Rig, dtypes, kv_bytes, name_of, rigged, weight_bytes
+from bench.rig import CONTEXT, Rig, clock, dtypes, kv_bytes, name_of, rigged, weight_bytes
 from bench.section import Plan, progress
 from bench.table import Column, Record, Table
 
@@ -59,7 +59,7 @@ def measure(plan: Plan) -> list[Table]:
     """Anole against its own base model, then against transformers and PEFT."""
     own: list[Record] = []
     others: list[Record] = []
-    for dtype in dtypes(is_quick=plan.is_quick):
+    for dtype in dtypes(plan):
         with rigged(plan, dtype) as rig:
             rows = _QUICK_ROWS if plan.is_quick else _ROWS
             rig.fill(max(rows))
@@ -76,7 +76,7 @@ def _against_base(plan: Plan, rig: Rig, rows: Sequence[int]) -> Iterator[Record]
         calls = {"base": _decode(rig, [None] * num_rows)}
         for name, found in loaded.items():
             calls[name] = _decode(rig, found[:num_rows])
-        times = in_turns(calls, plan.rounds)
+        times = in_turns(calls, plan.rounds, clock=clock(plan))
         base = times.pop("base")
         for one in sets(plan):
             distinct = set(loaded[one.name][:num_rows])
@@ -114,7 +114,7 @@ def _floors(
     base = weight_bytes(rig.shape, rig.dtype)
     extra = sum(adapter.num_bytes for adapter in distinct)
     context = num_rows * CONTEXT * kv_bytes(rig.shape, rig.dtype)
-    bytes_per_s = limits.read_bytes_per_s()
+    bytes_per_s = limits.read_bytes_per_s(device=rig.target)
     return {
         "bytes": 1 + extra / base,
         "floor_ms": (base + extra + context) / bytes_per_s * 1e3,
@@ -124,9 +124,9 @@ def _floors(
 
 def _against_peft(plan: Plan, rig: Rig, rows: Sequence[int]) -> Iterator[Record]:
     """Both sides' base models and mixed batches in one round."""
-    base = PeftBatch(plan.model, rig.shape, rig.dtype)
+    base = PeftBatch(plan.model, rig.shape, rig.dtype, plan.device)
     for one in sets(plan)[:3:2]:
-        mixed = PeftBatch(plan.model, rig.shape, rig.dtype)
+        mixed = PeftBatch(plan.model, rig.shape, rig.dtype, plan.device)
         loaded = _load(rig, one, max(rows))
         progress(f"    {name_of(rig.dtype)}: PEFT loads {max(rows)} adapters ({one.name})")
         for index, adapter in enumerate(loaded):
@@ -142,6 +142,7 @@ def _against_peft(plan: Plan, rig: Rig, rows: Sequence[int]) -> Iterator[Record]
                     "peft": mixed.decode(num_rows, CONTEXT, names),
                 },
                 min(plan.rounds, _PEFT_ROUNDS),
+                clock=clock(plan),
             )
             yield {
                 "dtype": name_of(rig.dtype),

@@ -22,7 +22,7 @@ from anole_shared.errors import AnoleError, ConfigurationError
 from anole_shared.settings import CommonSettings, Settings, unknown_variables
 from anole_shared.units import GiB, MiB
 from anole_worker.model_shape import ModelShape
-from anole_worker.settings import WorkerSettings
+from anole_worker.settings import DEFAULT_MEMORY_BYTES, WorkerSettings
 
 _ITEMSIZE = 2
 
@@ -97,7 +97,7 @@ def check_machine(arguments: argparse.Namespace) -> Iterator[Finding]:
     settings = read(WorkerSettings, arguments)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    wanted = settings.memory_bytes
+    wanted = settings.memory_bytes or DEFAULT_MEMORY_BYTES
     what = (
         f"{os.cpu_count()} cores, {total / GiB:.0f} GiB memory; a worker takes "
         f"{wanted / GiB:.1f} GiB for KV cache and adapters beside its model"

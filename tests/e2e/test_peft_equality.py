@@ -12,9 +12,11 @@ from anole_worker import adapter_files, model_shape
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row
 from anole_worker.runtime.adapters import LoadedAdapter, load
+from anole_worker.runtime.cpu_batches import CpuBatches
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.model_runner import ModelRunner
 from anole_worker.runtime.weights import load_model
+from anole_worker.settings import WorkerSettings
 from tests.unit.worker.tiny import (
     ALL_LINEAR,
     adapter_of,
@@ -98,20 +100,39 @@ def greedy(model: PeftModel, prompts: Sequence[list[int]]) -> list[list[int]]:
     return torch.cat(answers, dim=1).tolist()
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
 @pytest.fixture(scope="module")
-def adapters(folders: dict[str, Path]) -> dict[Adapter, LoadedAdapter]:
+def adapters(folders: dict[str, Path], device: torch.device) -> dict[Adapter, LoadedAdapter]:
     shape = model_shape.read(MODEL)
     files = [adapter_files.read(folder, shape) for folder in folders.values()]
-    return {
+    loaded = {
         adapter_of(file.adapter_id): load(file, bytearray(file.packed_bytes(4))) for file in files
     }
+    if device.type == "cpu":
+        return loaded
+    from anole_worker.runtime.upload import Uploader
+
+    uploader = Uploader(shape, torch.cuda.default_stream(device))
+    return {adapter: uploader.upload(own) for adapter, own in loaded.items()}
 
 
 @pytest.fixture(scope="module")
-def runner() -> ModelRunner:
-    weights = load_model(MODEL)
+def runner(device: torch.device) -> ModelRunner:
+    weights = load_model(MODEL, device=device)
+    if device.type == "cuda":
+        from anole_worker.runtime.decode_graphs import CudaRecorder
+        from anole_worker.runtime.gpu_runner import GpuRunner
+
+        settings = WorkerSettings(block_size=BLOCK_SIZE)
+        return GpuRunner(weights, settings, no_grammars(MODEL), CudaRecorder(device)).runner
     cache = KvCache(weights.shape, 20 * BLOCKS_PER_ROW, BLOCK_SIZE)
-    return ModelRunner(weights, cache, no_grammars(MODEL))
+    return ModelRunner(weights, CpuBatches(weights, cache), no_grammars(MODEL))
 
 
 class Stream:

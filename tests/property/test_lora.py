@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from anole_worker.model_shape import SITES
 from anole_worker.runtime.lora import LoopDeltas
 from anole_worker.runtime.lora_rows import RowsBackend
 from anole_worker.runtime.lora_table import make_table
+from tests.interpreter import interpreting
 from tests.property import lora_on_triton
 from tests.property.lora_cases import (
     ALIGNED,
@@ -73,13 +73,7 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[Implementation]:
     elif torch.cuda.is_available():
         pytest.skip("the kernels run on the CUDA device")
     else:
-        # Triton decides when it is imported whether it interprets, and others here import it.
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes,
-        ):
-            patch.setenv("TRITON_INTERPRET", "1")
-            patch.setenv("OMP_NUM_THREADS", "1")
+        with interpreting() as processes:
             yield partial(on_interpreter, processes)
 
 

@@ -90,7 +90,7 @@ class WorkerService:
                 self._settings.adapters,
                 self._shape,
                 itemsize=device.itemsize,
-                max_bytes=self._settings.memory_bytes,
+                max_bytes=device.memory_bytes,
             )
             await run_in(threads.files, catalog.scan)
             parts = self._parts(device, catalog, threads)
@@ -100,7 +100,7 @@ class WorkerService:
             await run_in(threads.engine, device.close)
 
     def _parts(self, device: "Device", catalog: Catalog, threads: "_Threads") -> "_Parts":
-        engine = self._engine(device.block_bytes)
+        engine = self._engine(device.block_bytes, device.memory_bytes)
         outbox = Outbox(self._resources.bus)
         loader = Loader(
             worker_id=self.worker_id,
@@ -183,9 +183,10 @@ class WorkerService:
         from anole_worker.runtime.device import Device
 
         regions = RegionClient(self._common.memd_socket, self.worker_id)
-        return Device(self._model_dir, self._shape, self._settings, regions)
+        clock = self._resources.clock
+        return Device(self._model_dir, self._shape, self._settings, regions, clock)
 
-    def _engine(self, block_bytes: int) -> Engine:
+    def _engine(self, block_bytes: int, memory_bytes: int) -> Engine:
         settings = self._settings
         limits = EngineLimits(
             max_num_seqs=settings.max_num_seqs,
@@ -197,8 +198,8 @@ class WorkerService:
             bypass_s=settings.bypass_s,
         )
         policy = eviction.by_name(settings.eviction_window_s)[settings.eviction]
-        blocks = BlockPool(settings.memory_bytes // block_bytes)
-        memory = Memory(settings.memory_bytes, block_bytes, blocks, AdapterCache(policy))
+        blocks = BlockPool(memory_bytes // block_bytes)
+        memory = Memory(memory_bytes, block_bytes, blocks, AdapterCache(policy))
         predictor = ArrivalHistogram(_MAX_PREDICTED) if settings.predictive_prefetch else None
         eos = frozenset(self._shape.eos_token_ids)
         return Engine(limits, memory, eos, predictor, self._pace(limits.token_budget))

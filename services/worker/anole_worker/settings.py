@@ -9,6 +9,9 @@ from pydantic_settings import SettingsConfigDict
 from anole_shared.settings import Settings
 from anole_shared.units import GiB
 
+DEFAULT_MEMORY_BYTES = 2 * GiB
+"""Of a worker on a processor whose memory_bytes is unset."""
+
 MAX_NUM_WAITING = 1024
 """Sequences that may wait at a worker; a scheduler gives it far fewer."""
 
@@ -64,12 +67,38 @@ class WorkerSettings(Settings):
         "which wait for at most twice longest_step_s then: a step of a long prompt is long "
         "whatever rides along. 0: streams are in every step.",
     )
-    memory_bytes: int = Field(
-        default=2 * GiB,
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$",
+        description="auto, cpu, cuda or cuda:N. auto: the first CUDA device that torch sees, else "
+        "the processor.",
+    )
+    memory_bytes: int | None = Field(
+        default=None,
         ge=1,
         description="Memory for keys and values and for adapters together, beside the model. "
         "Whatever is idle holds adapters and the KV of known prompts; neither has a share of its "
-        "own. Address space at start, memory as it is used.",
+        "own. Address space at start, memory as it is used. Unset: 2 GiB on a processor, and of a "
+        "GPU what memory_fraction says.",
+    )
+    memory_fraction: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Of a GPU's memory that is free beside the model and the largest step, where "
+        "memory_bytes is unset. The rest is for what allocations lose.",
+    )
+    host_bytes: int = Field(
+        default=4 * GiB,
+        ge=0,
+        description="Host memory for copies of adapters that a GPU has, or had: in regions of "
+        "memd, pinned. Loading such a one again is an upload alone. 0: none is kept. On a "
+        "processor there are no copies.",
+    )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="Record decode steps at start, on a GPU: some seconds and some memory, for "
+        "steps that are not held up by Python.",
     )
     block_size: int = Field(
         default=16,

@@ -20,11 +20,18 @@ def test_sections_are_taken_in_the_order_given() -> None:
     assert parse("steps", "limits", "--quick").sections == ["steps", "limits"]
 
 
-@pytest.mark.parametrize("words", [("nonsense",), ("--rounds", "0"), ("--rounds", "x")])
+@pytest.mark.parametrize(
+    "words", [("nonsense",), ("--rounds", "0"), ("--rounds", "x"), ("--device", "gpu")]
+)
 def test_what_makes_no_sense_is_refused(words: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse(*words)
     assert ended.value.code == 2
+
+
+def test_a_device_is_named_as_the_workers_setting_names_it() -> None:
+    assert parse().device == "cpu"
+    assert parse("loads", "--device", "cuda:1").device == "cuda:1"
 
 
 def test_an_unknown_section_is_answered_with_those_there_are(

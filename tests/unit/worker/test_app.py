@@ -40,6 +40,7 @@ class StandIn:
 
     itemsize = 4
     block_bytes = 2**20
+    memory_bytes = 2**30
 
     def __init__(self, *_: object) -> None:
         """Takes what a device takes."""
@@ -89,7 +90,7 @@ async def test_torch_is_imported_beside_the_event_loop(
 
 
 def test_keys_and_values_and_adapters_share_one_budget(tmp_path: Path) -> None:
-    engine = make_service(tmp_path, memory_bytes=10_000)._engine(block_bytes=300)
+    engine = make_service(tmp_path)._engine(block_bytes=300, memory_bytes=10_000)
     assert engine.memory.budget_bytes == 10_000
     assert engine.memory.blocks.num_blocks == 33
     assert engine.memory.used_bytes == 0
@@ -97,5 +98,5 @@ def test_keys_and_values_and_adapters_share_one_budget(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["chameleon", "fairshare", "lru", "gdsf"])
 def test_every_eviction_policy_can_be_chosen(tmp_path: Path, name: str) -> None:
-    engine = make_service(tmp_path, eviction=name)._engine(block_bytes=2**20)
+    engine = make_service(tmp_path, eviction=name)._engine(block_bytes=2**20, memory_bytes=2**30)
     assert engine.memory.adapters.used_bytes == 0

@@ -1,23 +1,31 @@
 """What needs no GPU: how a step is cut up, and that the kernels compile for one."""
 
 import ast
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
 
 from anole_worker.model_shape import SITES, ModelShape
 from anole_worker.runtime import lora_expand, lora_shrink, lora_triton
 from anole_worker.runtime.lora import AdaptedTokens
 from anole_worker.runtime.lora_triton import Tiling, TritonBackend
 from tests.property.lora_cases import model_shape
+from tests.unit.worker.compiling import Compiled, compiling
 
 CPU = torch.device("cpu")
-FOR_A_GPU = ("lora_triton", "lora_shrink", "lora_expand", "lora_dot")
+FOR_A_GPU = (
+    "lora_triton",
+    "lora_shrink",
+    "lora_expand",
+    "lora_dot",
+    "paged_kernels",
+    "paged_attention",
+    "gpu_batches",
+    "gpu_runner",
+    "static_decode",
+    "decode_graphs",
+)
 SHAPE = model_shape(hidden_size=1024, head_dim=256, intermediate_size=4096)
 
 
@@ -61,43 +69,15 @@ def test_inputs_are_split_as_far_as_that_keeps_the_gpu_busy(
     assert tiling.num_splits(num_blocks, num_rows) == expected
 
 
-class NoGpu:
-    """As much of a driver as compiling needs."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-class Compiled:
-    """Stands for a kernel: compiles it for each launch, and launches nothing."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-        self.results: list[Any] = []
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return lambda **arguments: self.results.append(self.kernel.warmup(grid=grid, **arguments))
-
-
 @pytest.fixture
 def launched(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Compiled, Compiled]:
     """What is launched, shrink and expand, on a Hopper GPU that is not there."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-    monkeypatch.setattr(driver, "_active", NoGpu())
-    kernels = Compiled(lora_shrink.shrink), Compiled(lora_expand.expand)
-    for name, compiled in zip(("shrink", "expand"), kernels, strict=True):
-        caches: dict[int, Any] = defaultdict(compiled.kernel.create_binder)
-        monkeypatch.setattr(compiled.kernel, "device_caches", caches)
-        monkeypatch.setattr(lora_triton, name, compiled)
-    return kernels
+    cache = tmp_path_factory.mktemp("triton")
+    names = {"shrink": lora_shrink.shrink, "expand": lora_expand.expand}
+    shrink, expand = compiling(monkeypatch, cache, lora_triton, names)
+    return shrink, expand
 
 
 @pytest.mark.parametrize(
@@ -147,5 +127,7 @@ def test_only_modules_for_a_gpu_import_triton_when_they_are_imported() -> None:
             if isinstance(node, ast.ImportFrom):
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
             for name in names:
-                needs_triton = "triton" in name or any(f".{gpu}" in name for gpu in FOR_A_GPU)
+                needs_triton = "triton" in name or any(
+                    f".{gpu}." in f"{name}." for gpu in FOR_A_GPU
+                )
                 assert not needs_triton or path.stem in FOR_A_GPU, f"{path.name}: {name}"

@@ -9,6 +9,7 @@ from torch import Tensor
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row, Sampling, Score, TokenLogprobs
 from anole_worker.runtime.adapters import LoadedAdapter
+from anole_worker.runtime.cpu_batches import CpuBatches
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.model_runner import ModelRunner
 from anole_worker.runtime.weights import load_model
@@ -59,7 +60,9 @@ def build(folder: Path, family: str, **fields: object) -> Model:
     return Model(
         folder=folder / "model",
         runner=ModelRunner(
-            weights, KvCache(weights.shape, 32, BLOCK_SIZE), no_grammars(folder / "model")
+            weights,
+            CpuBatches(weights, KvCache(weights.shape, 32, BLOCK_SIZE)),
+            no_grammars(folder / "model"),
         ),
         adapters={},
         oracles={None: load_hf(folder / "model")},

@@ -92,12 +92,12 @@ def test_an_uploaded_adapter_is_on_the_gpu_and_its_table_names_its_place(
 ) -> None:
     file, _ = written(tmp_path)
     adapter = load(file, bytearray(file.packed_bytes(2)), torch.bfloat16)
-    upload.pin(adapter.arena)
+    uploader.pin(adapter.arena)
     try:
         assert adapter.arena.is_pinned()
         uploaded = uploader.upload(adapter)
     finally:
-        upload.unpin(adapter.arena)
+        uploader.unpin(adapter.arena)
     assert uploaded.arena.is_cuda
     assert uploaded.table is not None
     assert torch.equal(uploaded.table.cpu(), make_table(uploaded.layers, SHAPE))

@@ -53,6 +53,15 @@ def _attend_chunk(
         keys, values = keys_values.transpose(0, 1).chunk(2)
     else:
         keys, values = cache.read(layer, chunk.slots)
+    return attend_to(queries, keys, values, chunk.mask)
+
+
+def attend_to(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """From queries [tokens, heads, head_dim] to [tokens, heads * head_dim].
+
+    keys and values are [kv_heads, all tokens, head_dim]; mask [tokens, all tokens] as torch's
+    attention takes it. None: causal by itself, without a past.
+    """
     num_tokens, num_heads, head_dim = queries.shape
     num_kv_heads, num_all, _ = keys.shape
     shared = (num_kv_heads, num_heads // num_kv_heads, num_all, head_dim)
@@ -60,7 +69,7 @@ def _attend_chunk(
         queries.view(num_tokens, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3),
         keys.unsqueeze(1).expand(shared),
         values.unsqueeze(1).expand(shared),
-        attn_mask=chunk.mask,
-        is_causal=chunk.mask is None,
+        attn_mask=mask,
+        is_causal=mask is None,
     )
     return attended.permute(2, 0, 1, 3).reshape(num_tokens, -1)

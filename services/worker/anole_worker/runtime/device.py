@@ -1,87 +1,153 @@
-"""All that torch owns on one worker: the model, the KV pool, the adapters' tensors.
+"""All that torch owns on one worker: the model, its keys and values, the adapters' tensors.
 
 Blocking, and bound to threads: steps run on the engine's thread, loads and drops on the loader's.
 The engine core sees to it that no step uses an adapter that is being dropped.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from anole_shared.clock import Clock
 from anole_shared.errors import ConfigurationError
-from anole_shared.ids import RequestId
+from anole_shared.ids import AdapterId, RequestId
 from anole_worker.adapter_files import AdapterFile
+from anole_worker.core import eviction
 from anole_worker.core.adapter import Adapter
+from anole_worker.core.host_tier import HostTier
 from anole_worker.core.step import Drawn, Step
-from anole_worker.leases import Region, RegionClient
+from anole_worker.leases import RegionClient
 from anole_worker.model_shape import ModelShape
-from anole_worker.runtime.adapters import LoadedAdapter, load
+from anole_worker.runtime import accelerator
+from anole_worker.runtime.adapter_memory import AdapterMemory, RegionAdapters, TieredAdapters
+from anole_worker.runtime.cpu_batches import CpuBatches
 from anole_worker.runtime.grammar import GrammarRefused, Grammars
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.model_runner import ModelRunner
 from anole_worker.runtime.unpacking import warm_up
-from anole_worker.runtime.weights import load_model, preferred_dtype
+from anole_worker.runtime.weights import ModelWeights, load_model, preferred_dtype
 from anole_worker.settings import MAX_NUM_WAITING, WorkerSettings
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Held:
-    loaded: LoadedAdapter
-    region: Region
+class _Parts:
+    """What differs between a processor and a GPU."""
+
+    runner: ModelRunner
+    give_back: Callable[[tuple[int, ...]], None]
+    adapters: AdapterMemory
+    memory_bytes: int
 
 
 class Device:
     """The model on its device, ready to run steps."""
 
     def __init__(
-        self, model_dir: Path, shape: ModelShape, settings: WorkerSettings, regions: RegionClient
+        self,
+        model_dir: Path,
+        shape: ModelShape,
+        settings: WorkerSettings,
+        regions: RegionClient,
+        clock: Clock,
     ) -> None:
-        """Load the model; seconds. The KV pool takes address space now, memory as it is written.
+        """Load the model; seconds. Blocks take memory as they are used.
+
+        clock: for how long ago a copy in host memory was used.
 
         Raises:
-            ConfigurationError: the memory is too small for a single block.
+            ConfigurationError: there is no such device, or its memory is too small for a block.
         """
         torch.set_num_threads(settings.num_threads)
+        target = accelerator.choose(settings.device)
+        accelerator.take(target)
         auto = settings.dtype == "auto"
-        self._dtype = preferred_dtype() if auto else getattr(torch, settings.dtype)
+        self._dtype = preferred_dtype(target) if auto else getattr(torch, settings.dtype)
         self.itemsize: int = self._dtype.itemsize
         """Bytes of a number in memory."""
         self.block_bytes = KvCache.bytes_per_token(shape, self._dtype) * settings.block_size
-        num_blocks = settings.memory_bytes // self.block_bytes
-        if num_blocks < 1:
-            raise ConfigurationError(
-                f"ANOLE_WORKER_MEMORY_BYTES is {settings.memory_bytes}, one block of this model's "
-                f"keys and values takes {self.block_bytes}: raise it"
-            )
+        if target.type == "cpu":
+            self._check_memory_bytes(accelerator.memory_bytes(settings, None))
         self._regions = regions
-        self._held: dict[Adapter, _Held] = {}
         most = settings.max_num_seqs + MAX_NUM_WAITING
         self._grammars = Grammars(model_dir, shape, max_held=most)
-        self._cache = KvCache(
-            shape, num_blocks=num_blocks, block_size=settings.block_size, dtype=self._dtype
-        )
-        self._runner = ModelRunner(
-            load_model(model_dir, dtype=self._dtype), self._cache, self._grammars
-        )
+        weights = load_model(model_dir, dtype=self._dtype, device=target)
+        make = self._on_cpu if target.type == "cpu" else self._on_gpu
+        self._parts = make(weights, settings, clock)
+        self.memory_bytes = self._parts.memory_bytes
+        """What blocks and adapters share."""
+        self._check_memory_bytes(self.memory_bytes)
         warm_up(self._dtype)
         with suppress(GrammarRefused):  # it has been logged; all else can be served
             self._grammars.load()
-        log.info("%s, %d KV blocks of %d bytes", self._dtype, num_blocks, self.block_bytes)
+        num_blocks = self.memory_bytes // self.block_bytes
+        log.info(
+            "%s, %s, %d KV blocks of %d bytes", target, self._dtype, num_blocks, self.block_bytes
+        )
+
+    def _check_memory_bytes(self, memory_bytes: int) -> None:
+        if memory_bytes < self.block_bytes:
+            raise ConfigurationError(
+                f"ANOLE_WORKER_MEMORY_BYTES is {memory_bytes}, one block of this model's "
+                f"keys and values takes {self.block_bytes}: raise it"
+            )
+
+    def _on_cpu(self, weights: ModelWeights, settings: WorkerSettings, _: Clock) -> _Parts:
+        memory_bytes = accelerator.memory_bytes(settings, None)
+        cache = KvCache(
+            weights.shape,
+            num_blocks=memory_bytes // self.block_bytes,
+            block_size=settings.block_size,
+            dtype=self._dtype,
+        )
+        return _Parts(
+            runner=ModelRunner(weights, CpuBatches(weights, cache), self._grammars),
+            give_back=cache.give_back,
+            adapters=RegionAdapters(self._regions, self._dtype),
+            memory_bytes=memory_bytes,
+        )
+
+    def _on_gpu(self, weights: ModelWeights, settings: WorkerSettings, clock: Clock) -> _Parts:
+        """Has not been run on one yet; what it puts together has, but for graphs and uploads."""
+        from anole_worker.runtime.decode_graphs import CudaRecorder
+        from anole_worker.runtime.gpu_runner import GpuRunner
+        from anole_worker.runtime.upload import Uploader
+
+        target = weights.embedding.device
+        recorder = CudaRecorder(target) if settings.cuda_graphs else None
+        gpu = GpuRunner(weights, settings, self._grammars, recorder)
+        torch.cuda.reset_peak_memory_stats(target)
+        gpu.warm_up()
+        peak_bytes = torch.cuda.max_memory_allocated(target)
+        free_bytes = accelerator.free_bytes(target, peak_bytes)
+        policy = eviction.by_name(settings.eviction_window_s)[settings.eviction]
+        return _Parts(
+            runner=gpu.runner,
+            give_back=gpu.blocks.give_back,
+            adapters=TieredAdapters(
+                self._regions,
+                self._dtype,
+                HostTier(settings.host_bytes, policy),
+                Uploader(weights.shape, torch.cuda.default_stream(target)),
+                clock.now,
+            ),
+            memory_bytes=accelerator.memory_bytes(settings, free_bytes),
+        )
 
     def run(self, step: Step) -> list[Drawn]:
         """Run one forward pass; what it brought to each row."""
         wanted = {row.adapter for row in step.rows if row.adapter is not None}
-        return self._runner.run(step, {adapter: self._held[adapter].loaded for adapter in wanted})
+        loaded = self._parts.adapters.loaded
+        return self._parts.runner.run(step, {adapter: loaded(adapter) for adapter in wanted})
 
     def give_back(self, blocks: tuple[int, ...]) -> None:
         """Give the memory of blocks that nobody uses back to the system."""
-        self._cache.give_back(blocks)
+        self._parts.give_back(blocks)
 
     def prepare(self, request_id: RequestId, grammar: str) -> None:
         """Compile the grammar that a sequence's output must match.
@@ -100,29 +166,23 @@ class Device:
         self._regions.check()
 
     def load_adapter(self, adapter: Adapter, file: AdapterFile, headers: Mapping[str, str]) -> None:
-        """Lease a region and bring the adapter's weights into it.
+        """Bring the adapter's weights onto the device.
 
         Raises:
-            AnoleError: memd gives no region, or the files are no longer what was validated.
+            AnoleError: memd gives no region, the files are no longer what was validated, or the
+                device is full.
         """
-        region = self._regions.lease(
-            file.packed_bytes(self.itemsize), purpose=file.adapter_id, headers=headers
-        )
-        try:
-            loaded = load(file, region.buffer, self._dtype)
-        except BaseException:
-            region.release()
-            raise
-        self._held[adapter] = _Held(loaded=loaded, region=region)
+        self._parts.adapters.load(adapter, file, headers)
 
     def drop_adapter(self, adapter: Adapter) -> None:
-        """Give the adapter's memory back."""
-        held = self._held.pop(adapter)
-        held.loaded.release()
-        held.region.release()
+        """Give the adapter's memory on the device back."""
+        self._parts.adapters.drop(adapter)
+
+    def host_adapters(self) -> tuple[AdapterId, ...]:
+        """The adapters that have a copy in host memory, on a device with memory of its own."""
+        return self._parts.adapters.host_adapters
 
     def close(self) -> None:
         """Give back all that is leased."""
-        for adapter in list(self._held):
-            self.drop_adapter(adapter)
+        self._parts.adapters.close()
         self._regions.close()

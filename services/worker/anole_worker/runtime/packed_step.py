@@ -94,7 +94,7 @@ def pack(step: Step, cache: KvCache, dtype: torch.dtype) -> PackedStep:
             for row, begin in zip(rows, begins, strict=True)
             if len(row.token_ids) > 1
         ),
-        segments=_segments(rows, begins, ends),
+        segments=segments_of(rows, begins, ends),
         sampled=torch.tensor(
             [end - 1 for row, end in zip(rows, ends, strict=True) if row.sampling is not None],
             dtype=torch.long,
@@ -172,9 +172,10 @@ def _mask(is_hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(is_hidden.shape, dtype=dtype).masked_fill_(is_hidden, float("-inf"))
 
 
-def _segments(
+def segments_of(
     rows: Sequence[Row], begins: Sequence[int], ends: Sequence[int]
 ) -> tuple[Segment, ...]:
+    """The rows of each adapter; rows[i]'s tokens go from begins[i] to ends[i]."""
     segments: list[Segment] = []
     for row, begin, end in zip(rows, begins, ends, strict=True):
         if row.adapter is None:

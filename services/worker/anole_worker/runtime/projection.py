@@ -53,16 +53,19 @@ class Head:
     __slots__ = ("_packed", "_weight")
 
     def __init__(self, weight: Tensor) -> None:
-        """Keeps the weight, and in bfloat16 a second copy in oneDNN's layout."""
+        """Keeps the weight, and in bfloat16 on a CPU a second copy in oneDNN's layout."""
         self._weight = weight
-        self._packed = Projection(weight) if weight.dtype == torch.bfloat16 else None
+        is_doubled = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+        self._packed = Projection(weight) if is_doubled else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """From [rows, hidden] to [rows, vocab] float32."""
+        if x.is_cuda and x.dtype != torch.float32:
+            # Its sums are float32 anyway; here they are not rounded, so that none become equal.
+            return torch.mm(x, self._weight.t(), out_dtype=torch.float32)
         if self._packed is not None:
             logits = self._packed(x).float()
-            if x.device.type == "cpu":
-                cpu_kernels.refine(elements(logits), elements(x), elements(self._weight), _MARGIN)
+            cpu_kernels.refine(elements(logits), elements(x), elements(self._weight), _MARGIN)
             return logits
         if _linear is not None and _is_packed_here(x) and x.shape[0] > _FEW_ROWS:
             # oneDNN multiplies dense weights as well, but is no faster for one row or two.

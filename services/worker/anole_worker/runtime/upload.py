@@ -8,6 +8,8 @@ longer the more pages there are, so it is done once, when a region was filled, a
 What needs a GPU here has not been run on one yet.
 """
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -15,18 +17,7 @@ from anole_worker.model_shape import ModelShape
 from anole_worker.runtime.adapters import LoadedAdapter
 from anole_worker.runtime.lora_table import make_table
 
-
-def pin(arena: Tensor) -> None:
-    """Pin the memory of a CPU tensor, until its unpin, which it needs before it is unmapped.
-
-    Raises torch.cuda.CudaError where the driver refuses; an upload works then as well, slower.
-    """
-    _check(torch.cuda.cudart().cudaHostRegister(arena.data_ptr(), arena.nbytes, 0))
-
-
-def unpin(arena: Tensor) -> None:
-    """Undo a pin; no upload out of the memory may be running."""
-    _check(torch.cuda.cudart().cudaHostUnregister(arena.data_ptr()))
+log = logging.getLogger(__name__)
 
 
 class Uploader:
@@ -37,6 +28,29 @@ class Uploader:
         self._shape = shape
         self._compute = compute
         self._copies = torch.cuda.Stream(compute.device)
+        self._pinned: set[int] = set()
+
+    def pin(self, arena: Tensor) -> None:
+        """Pin the memory of a CPU tensor, until its unpin, which it needs before it is unmapped.
+
+        Where the driver refuses, uploads out of it are slower, and wait for steps.
+        """
+        with torch.cuda.device(self._compute.device):
+            result = torch.cuda.cudart().cudaHostRegister(arena.data_ptr(), arena.nbytes, 0)
+        if int(result):
+            log.warning("%d bytes cannot be pinned (CUDA error %d)", arena.nbytes, int(result))
+        else:
+            self._pinned.add(arena.data_ptr())
+
+    def unpin(self, arena: Tensor) -> None:
+        """Undo a pin; no upload out of the memory may be running.
+
+        Raises torch.cuda.CudaError.
+        """
+        if arena.data_ptr() in self._pinned:
+            self._pinned.remove(arena.data_ptr())
+            with torch.cuda.device(self._compute.device):
+                _check(torch.cuda.cudart().cudaHostUnregister(arena.data_ptr()))
 
     def upload(self, adapter: LoadedAdapter) -> LoadedAdapter:
         """The adapter on the GPU.
@@ -46,14 +60,18 @@ class Uploader:
         Raises torch.OutOfMemoryError.
         """
         device = self._compute.device
-        with torch.cuda.stream(self._copies):
+        # Taken as the steps' own memory is, which it shares: where a running step still uses what
+        # it was, the copy waits for that one step.
+        with torch.cuda.stream(self._compute):
             arena = torch.empty_like(adapter.arena, device=device)
-            arena.copy_(adapter.arena, non_blocking=True)
             uploaded = adapter.over(arena)
-            table = make_table(uploaded.layers, self._shape).to(device)
+            source = make_table(uploaded.layers, self._shape)
+            table = torch.empty_like(source, device=device)
+        self._copies.wait_stream(self._compute)
+        with torch.cuda.stream(self._copies):
+            arena.copy_(adapter.arena, non_blocking=True)
+            table.copy_(source.pin_memory(), non_blocking=True)
         self._copies.synchronize()
-        for tensor in (arena, table):
-            tensor.record_stream(self._compute)
         uploaded.table = table
         return uploaded
 

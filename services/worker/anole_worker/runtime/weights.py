@@ -61,13 +61,19 @@ class ModelWeights:
         return self.embedding.dtype
 
 
+CPU = torch.device("cpu")
+
+
 @torch.no_grad()
-def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> ModelWeights:
-    """Load a Hugging Face model folder and pack it, layer by layer.
+def load_model(
+    folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> ModelWeights:
+    """Load a Hugging Face model folder and pack it, layer by layer, on the device.
 
     Takes memory for the weights once and for one layer more: transformers maps the files, and what
     it has made of a layer is freed as soon as the layer is packed. (With dtypes that differ from
-    the files' own, it is twice the weights.) Nothing is fetched and no code of the folder is run.
+    the files' own, it is twice the weights, in host memory.) Nothing is fetched and no code of the
+    folder is run.
 
     Raises ModelRefused when the folder holds no model, a broken one or one of another family.
     """
@@ -80,17 +86,17 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> ModelWeig
     probe = rotary(weights["model.norm.weight"], torch.zeros(1, 1, dtype=torch.long))
     if probe[0].shape[-1] != shape.head_dim:
         raise ModelRefused(folder, "its rotary embedding is partial; use another model")
-    layers = tuple(_take_layer(weights, index, shape) for index in range(shape.num_layers))
+    layers = tuple(_take_layer(weights, index, shape, device) for index in range(shape.num_layers))
     head, source = weights.pop("lm_head.weight"), weights.pop("model.embed_tokens.weight")
     is_tied = head.data_ptr() == source.data_ptr()
-    embedding = source.clone()
+    embedding = _taken(source, device)
     return ModelWeights(
         shape=shape,
         embedding=embedding,
         layers=layers,
-        final_norm=weights.pop("model.norm.weight").clone(),
-        head=Head(embedding if is_tied else head.clone()),
-        rotary=rotary,
+        final_norm=_norm(weights.pop("model.norm.weight"), device),
+        head=Head(embedding if is_tied else _taken(head, device)),
+        rotary=rotary.to(device),
         norm_eps=norm_eps,
     )
 
@@ -135,7 +141,9 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _take_layer(weights: dict[str, Tensor], index: int, shape: ModelShape) -> LayerWeights:
+def _take_layer(
+    weights: dict[str, Tensor], index: int, shape: ModelShape, device: torch.device
+) -> LayerWeights:
     """Pack a layer and drop its weights from the dictionary, which is the last to hold them."""
     prefix = f"model.layers.{index}."
     own = {
@@ -147,26 +155,39 @@ def _take_layer(weights: dict[str, Tensor], index: int, shape: ModelShape) -> La
     if "self_attn.q_norm.weight" in own:
         queries = own["self_attn.q_norm.weight"].expand(shape.num_heads, -1)
         keys = own["self_attn.k_norm.weight"].expand(shape.num_kv_heads, -1)
-        qk_norm = torch.cat((queries, keys))
+        qk_norm = torch.cat((queries, keys)).to(device)
     return LayerWeights(
-        attention_norm=own["input_layernorm.weight"].clone(),
-        qkv=_fuse(own, QKV),
+        attention_norm=_norm(own["input_layernorm.weight"], device),
+        qkv=_fuse(own, QKV, device),
         qk_norm=qk_norm,
-        output=_fuse(own, OUTPUT),
-        mlp_norm=own["post_attention_layernorm.weight"].clone(),
-        gate_up=_fuse(own, GATE_UP),
-        down=_fuse(own, DOWN),
+        output=_fuse(own, OUTPUT, device),
+        mlp_norm=_norm(own["post_attention_layernorm.weight"], device),
+        gate_up=_fuse(own, GATE_UP, device),
+        down=_fuse(own, DOWN, device),
     )
 
 
-def _fuse(layer: Mapping[str, Tensor], site: int) -> Projection:
+def _fuse(layer: Mapping[str, Tensor], site: int, device: torch.device) -> Projection:
     paths = [MODULE_PATHS[module] for module in SITES[site]]
-    weight = torch.cat([layer[f"{path}.weight"] for path in paths])
-    biases = [layer[f"{path}.bias"] for path in paths if f"{path}.bias" in layer]
+    weight = torch.cat([layer[f"{path}.weight"].to(device) for path in paths])
+    biases = [layer[f"{path}.bias"].to(device) for path in paths if f"{path}.bias" in layer]
     return Projection(weight, torch.cat(biases) if biases else None)
 
 
-def preferred_dtype() -> torch.dtype:
-    """bfloat16 where it is multiplied in hardware, else float32."""
+def _taken(weight: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device: what was mapped from a file can go."""
+    return weight.to(device, copy=True)
+
+
+def _norm(weight: Tensor, device: torch.device) -> Tensor:
+    """A norm's weights; wide on a GPU, where narrow ones would be widened at every step."""
+    taken = _taken(weight, device)
+    return taken if device.type == "cpu" else taken.float()
+
+
+def preferred_dtype(device: torch.device = CPU) -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
     has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     return torch.bfloat16 if has_tiles else torch.float32
