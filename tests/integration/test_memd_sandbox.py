@@ -49,8 +49,11 @@ def path(tmp_path: Path) -> Iterator[Path]:
         text=True,
     ) as memd:
         assert memd.stderr is not None
-        while "is ready" not in (line := memd.stderr.readline()):
-            assert line
+        said = ""
+        while "is ready" not in said:
+            line = memd.stderr.readline()
+            assert line, said
+            said += line
         drain = threading.Thread(target=memd.stderr.read, daemon=True)
         drain.start()
         yield socket
