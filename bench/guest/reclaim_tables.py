@@ -113,7 +113,7 @@ def _compared(samples: Iterable[Sample], keys: tuple[str, ...]) -> list[Record]:
     rows: list[Record] = []
     for group, members in groups.items():
         ways = {way: [one for one in members if one["way"] == way] for way in _WAYS}
-        if all(ways.values()):
+        if {one["run"] for one in ways["stock"]} & {one["run"] for one in ways["segregated"]}:
             rows.append(_row(ways) | dict(zip(keys, group, strict=True)))
     return rows
 
@@ -125,7 +125,8 @@ def _row(ways: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
             row[f"{way}_{key}"] = statistics.median(one[key] for one in members)
         shares = [one["bytes"] / one["wanted_bytes"] for one in members]
         row[f"{way}_share"] = statistics.median(shares)
-    pairs = list(zip(ways["stock"], ways["segregated"], strict=False))
+    segregated = {one["run"]: one for one in ways["segregated"]}
+    pairs = [(one, segregated[one["run"]]) for one in ways["stock"] if one["run"] in segregated]
     ratios = [stock["ms"] / segregated["ms"] for stock, segregated in pairs]
     ran = [_ran_ms(stock) / _ran_ms(segregated) for stock, segregated in pairs]
     return row | {

@@ -23,7 +23,8 @@ def sample(way: str, run: int, ms: float, **more: Any) -> dict[str, Any]:
 def test_ratios_are_of_pairs_of_one_run() -> None:
     samples = [
         *(sample("stock", run, ms) for run, ms in enumerate((1000.0, 2000.0, 9000.0))),
-        *(sample("segregated", run, ms) for run, ms in enumerate((100.0, 100.0, 300.0))),
+        # In another order, as after an interruption.
+        *(sample("segregated", run, ms) for run, ms in ((2, 300.0), (0, 100.0), (1, 100.0))),
     ]
     (row,) = tables(samples, [])[0].rows
     assert (row["ratio"], row["ratio_least"], row["runs"]) == (20.0, 10.0, 3)

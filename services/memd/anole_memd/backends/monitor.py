@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import logging
 from pathlib import Path
 from typing import Any
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from anole_memd.errors import BackendError
+
+# It logs as an error what is raised here, and what a retry mends.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 class CommandFailed(BackendError):
