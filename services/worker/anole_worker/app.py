@@ -132,6 +132,7 @@ class WorkerService:
             loop=loop,
             outbox=outbox,
             files_thread=threads.files,
+            host_adapters=device.host_adapters,
         )
         revocations = Revocations(
             self._common.memd_socket, partial(self._used_bytes, engine), loader.give_up

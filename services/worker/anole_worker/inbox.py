@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 from anole_shared.bus import Delivery
@@ -44,8 +45,10 @@ class Inbox:
         loop: EngineLoop,
         outbox: Outbox,
         files_thread: Executor,
+        host_adapters: Callable[[], tuple[AdapterId, ...]] = tuple,
     ) -> None:
-        """files_thread: for looking at adapters' files."""
+        """files_thread: for looking at adapters' files. host_adapters: copies in host memory."""
+        self._host_adapters = host_adapters
         self._worker_id = worker_id
         self._model = model
         self._capacity = capacity
@@ -144,14 +147,16 @@ class Inbox:
     def _report(self) -> WorkerReported:
         engine = self._loop.engine
         blocks = engine.memory.blocks
+        resident, loading = (self._adapters(r) for r in (Residency.RESIDENT, Residency.LOADING))
         return WorkerReported(
             worker_id=self._worker_id,
             model=self._model,
             capacity=self._capacity,
             running=tuple(sequence.request_id for sequence in engine.sequences),
             num_free_blocks=blocks.num_blocks - blocks.num_owned,
-            resident=self._adapters(Residency.RESIDENT),
-            loading=self._adapters(Residency.LOADING),
+            resident=resident,
+            loading=loading,
+            host=tuple(sorted({*self._host_adapters()} - {*resident, *loading})),
             draining=self._is_draining,
         )
 

@@ -43,6 +43,8 @@ class LoadDevice(Protocol):
 
     def drop_adapter(self, adapter: Adapter) -> None: ...
 
+    def spare(self, num_bytes: int) -> int | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Drop:
@@ -86,12 +88,18 @@ class Loader:
     async def give_up(self, num_bytes: int) -> int:
         """Give idle adapters' memory back for the host's sake; how many bytes that were.
 
+        Copies in host memory where the device has its own, else the device's adapters themselves.
+
         Cancelled, what is in line is given back all the same, only later.
         """
+        loop = asyncio.get_running_loop()
+        spared = await loop.run_in_executor(self._thread, self._device.spare, num_bytes)
+        if spared is not None:
+            return spared  # the device has memory of its own: evicting there frees none here
         adapters = self._engine.give_up(num_bytes, self._clock.now())
         if not adapters:
             return 0
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = loop.create_future()
         self._line.put_nowait(_Drop(adapters, done))
         await done
         return sum(adapter.num_bytes for adapter in adapters)

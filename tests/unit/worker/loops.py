@@ -61,6 +61,8 @@ class ScriptedDevice:
     lease_faults: list[Exception] = field(default_factory=list)
     """Raised by the next loads, one each."""
     memory_fault: Exception | None = None
+    copied_bytes: int | None = None
+    """In host memory, beside the device's own; None: the device has none of its own."""
     dropped: list[AdapterId] = field(default_factory=list)
     stripped: list[int] = field(default_factory=list)
     prepared: list[str] = field(default_factory=list)
@@ -101,6 +103,9 @@ class ScriptedDevice:
 
     def drop_adapter(self, adapter: Adapter) -> None:
         self.dropped.append(adapter.adapter_id)
+
+    def spare(self, num_bytes: int) -> int | None:
+        return None if self.copied_bytes is None else min(self.copied_bytes, num_bytes)
 
 
 class Heard:

@@ -182,6 +182,14 @@ def test_memd_has_room_again_once_idle_copies_have_gone(tmp_path: Path) -> None:
         assert rig.memory.loaded(first).arena.isfinite().all()
 
 
+def test_copies_are_spared_for_the_host_and_the_device_goes_on(rig: Rig) -> None:
+    loaded = [rig.load(name) for name in ("a", "b")]
+    assert rig.memory.spare(1) == rig.memory.spare(10**9) > 0
+    assert rig.memory.spare(1) == 0
+    assert rig.memory.host_adapters == ()
+    assert all(rig.memory.loaded(adapter).arena.isfinite().all() for adapter in loaded)
+
+
 def test_memd_without_any_room_is_said(tmp_path: Path) -> None:
     with leasing(1) as socket, rigged(tmp_path, socket, host=100) as rig:
         with pytest.raises(LeaseRefused):
@@ -195,4 +203,6 @@ def test_on_a_cpu_the_region_is_the_devices_memory(rig: Rig) -> None:
     memory.load(adapter, file, {})
     assert memory.loaded(adapter).arena.isfinite().all()
     assert memory.host_adapters == ()
+    assert memory.spare(10**9) is None
+    assert memory.loaded(adapter).arena.isfinite().all()
     memory.close()

@@ -45,6 +45,10 @@ class StandIn:
     def __init__(self, *_: object) -> None:
         """Takes what a device takes."""
 
+    def host_adapters(self) -> tuple[str, ...]:
+        """Has no copies of any."""
+        return ()
+
     def close(self) -> None:
         """Holds nothing."""
 

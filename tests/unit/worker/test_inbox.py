@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from anole_shared.clock import SystemClock
-from anole_shared.ids import GatewayId, RequestId, WorkerId
+from anole_shared.ids import AdapterId, GatewayId, RequestId, WorkerId
 from anole_shared.messages import (
     AdaptersDiscovered,
     Message,
@@ -82,6 +82,7 @@ def make_inbox(outbox: Outbox, thread: ThreadPoolExecutor) -> Inbox:
         loop=loop,
         outbox=outbox,
         files_thread=thread,
+        host_adapters=lambda: (AdapterId("copied"),),
     )
 
 
@@ -100,6 +101,7 @@ async def test_reports_go_on_once_the_line_moves_again() -> None:
             publishing.cancel()
     assert isinstance(bus.taken[0], AdaptersDiscovered)
     assert isinstance(bus.taken[1], WorkerReported)
+    assert bus.taken[1].host == ("copied",)
     assert isinstance(bus.taken[2], WorkerReported)
 
 

@@ -296,5 +296,14 @@ async def test_memory_that_the_host_asks_for_is_given_back_and_reported() -> Non
         await b.scheduler.until(lambda messages: is_absent(messages[-1]))
 
 
+async def test_a_device_with_memory_of_its_own_gives_copies_back_and_keeps_its_adapters() -> None:
+    async with bench() as b:
+        await b.loop.admit(make_sequence("first", adapter_name="a", max_tokens=1), {})
+        await b.until_ended("first")
+        b.device.copied_bytes = 7
+        assert await b.loader.give_up(100) == 7
+        assert b.device.dropped == []
+
+
 def is_absent(message: Message) -> bool:
     return isinstance(message, AdapterResidencyChanged) and message.residency is Residency.ABSENT

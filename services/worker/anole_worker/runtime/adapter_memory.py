@@ -40,6 +40,12 @@ class AdapterMemory(Protocol):
     def loaded(self, adapter: Adapter) -> LoadedAdapter:
         """As a step needs it; it is on the device."""
 
+    def spare(self, num_bytes: int) -> int | None:
+        """Let so many bytes of copies in host memory go; how many went.
+
+        None where the device's memory is the host's: there is no copy.
+        """
+
     @property
     def host_adapters(self) -> tuple[AdapterId, ...]:
         """Those that have a copy in host memory beside, or instead of, the device's."""
@@ -93,6 +99,10 @@ class RegionAdapters:
 
     def loaded(self, adapter: Adapter) -> LoadedAdapter:
         return self._copies[adapter].weights
+
+    def spare(self, num_bytes: int) -> int | None:  # noqa: ARG002
+        """None: what is loaded is all there is."""
+        return None
 
     @property
     def host_adapters(self) -> tuple[AdapterId, ...]:
@@ -181,6 +191,18 @@ class TieredAdapters:
             copy = self._copies.pop(adapter)
             self._mover.unpin(copy.weights.arena)
             copy.release()
+
+    def spare(self, num_bytes: int) -> int:
+        """The copies that are worth least go first, whether the device has the adapter or not."""
+        spared_bytes = 0
+        while spared_bytes < num_bytes:
+            spared = self._tier.spare(self._now())
+            if spared is None:
+                break
+            spared_bytes += self._copies[spared].region.num_bytes
+            self._release((spared,))
+        self._note()
+        return spared_bytes
 
     def _note(self) -> None:
         self._host_adapters = tuple(sorted({copy.adapter_id for copy in self._tier.adapters}))

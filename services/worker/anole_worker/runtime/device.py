@@ -178,6 +178,10 @@ class Device:
         """Give the adapter's memory on the device back."""
         self._parts.adapters.drop(adapter)
 
+    def spare(self, num_bytes: int) -> int | None:
+        """Let copies in host memory go; how many bytes did. None where there are none to have."""
+        return self._parts.adapters.spare(num_bytes)
+
     def host_adapters(self) -> tuple[AdapterId, ...]:
         """The adapters that have a copy in host memory, on a device with memory of its own."""
         return self._parts.adapters.host_adapters
