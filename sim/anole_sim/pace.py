@@ -52,4 +52,4 @@ class Shared:
         return self._budget.share(rows=rows, backlog=backlog)
 
     def learn(self, *, prompt_tokens: int, rows: int, seconds: float) -> None:
-        self._budget.seconds.learn(prompt_tokens=prompt_tokens, rows=rows, seconds=seconds)
+        self._budget.learn(prompt_tokens=prompt_tokens, rows=rows, seconds=seconds)

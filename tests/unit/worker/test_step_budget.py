@@ -20,8 +20,10 @@ def learnt(seconds: StepSeconds, num_steps: int = 200, times: float = 1.0) -> St
 
 
 def budget(**options: float) -> StepBudget:
-    found = StepBudget(**{"longest_s": 0.3, **options})
+    found = StepBudget(**{"longest_s": 0.3, "token_gap_s": 0.0, **options})
     learnt(found.seconds)
+    for _ in range(200 if options.get("alone_share") == 0.0 else 0):
+        found.share(rows=1, backlog=100_000)  # nothing is among the largest of none
     return found
 
 
@@ -64,6 +66,19 @@ def test_about_the_largest_share_of_prompt_steps_runs_without_streams() -> None:
     alone = [size for size, share in zip(sizes, shares, strict=True) if not share.with_decodes]
     assert len(alone) / len(sizes) == pytest.approx(0.2, abs=0.05)
     assert min(alone[200:]) > 500
+
+
+def test_while_streams_are_fast_enough_prompts_run_alone_whatever_their_size() -> None:
+    one = budget(token_gap_s=0.15, alone_share=0.0)
+    sizes = [step * 7919 % 800 + 1 for step in range(200)]
+    for seconds, with_decodes in ((0.02, False), (0.12, True)):
+        for _ in range(300):
+            one.learn(prompt_tokens=0, rows=10, seconds=seconds)
+        found = set()
+        for size in (size for size in sizes if size < 400):
+            found.add(one.share(rows=10, backlog=size).with_decodes)
+            one.share(rows=10, backlog=0)
+        assert found == {with_decodes}
 
 
 def test_streams_are_left_out_for_a_bounded_time_only() -> None:

@@ -21,6 +21,8 @@ _LEAST_SHARE = 0.1
 """Of a step with both, that its prompts are taken to have cost at least."""
 _MAX_GROWTH = 2.0
 """By which the cost of decodes is taken to have changed at most since they last ran alone."""
+_CALM = 0.5
+"""Of the promised time between two tokens what streams may take before prompts share steps."""
 _FOLLOWS = 0.05
 """How far the size that runs alone moves with each step, as a fraction of it."""
 _FIRST_LARGE_TOKENS = 256.0
@@ -29,8 +31,9 @@ _FIRST_LARGE_TOKENS = 256.0
 class StepSeconds:
     """What prompts and decodes cost, each from the steps that tell it most plainly.
 
-    A prompt token costs what the prompt steps have cost over their tokens, so that large ones count
-    most; decodes cost what they did when they last ran alone, in proportion to their number. A
+    A prompt token costs what the prompt steps have cost over their tokens, each counted by its
+    tokens (least squares through the origin), since it is the large ones that are asked about;
+    decodes cost what they did when they last ran alone, in proportion to their number. A
     regression over tokens, rows and context knows more on paper. In simulation it failed: what one
     kind of step does not show drifts with the noise of the other kind, until a prompt token seems
     to cost seconds and prompts are all but stopped. Sums of what was seen cannot drift.
@@ -68,8 +71,9 @@ class StepSeconds:
             self._decode_s, self._decode_rows = seconds, rows
             return
         rest_s = seconds - self.decode_s(rows) if rows else seconds
-        self._prompt_s = _FADES * self._prompt_s + max(rest_s, _LEAST_SHARE * seconds)
-        self._prompt_tokens = _FADES * self._prompt_tokens + prompt_tokens
+        cost_s = max(rest_s, _LEAST_SHARE * seconds)
+        self._prompt_s = _FADES * self._prompt_s + prompt_tokens * cost_s
+        self._prompt_tokens = _FADES * self._prompt_tokens + prompt_tokens * prompt_tokens
         self._num_steps += 1
 
 
@@ -84,6 +88,9 @@ class StepShare:
 class StepBudget:
     """Divides steps between prompts and streams.
 
+    While streams have a token in less than half the time that they are promised (token_gap_s),
+    prompts run alone: nobody feels it. Else the two share steps, but for the largest prompts.
+
     A step is as long as its prompts want, up to longest_s: streams wait no longer for it (prompts
     have half of that at least, however many the streams are). Where
     the step's prompt tokens are among the largest part (alone_share) of what steps had lately, it
@@ -94,6 +101,7 @@ class StepBudget:
         self,
         *,
         longest_s: float,
+        token_gap_s: float = 0.15,
         alone_share: float = 0.15,
         min_tokens: int = 32,
         max_tokens: int = 8192,
@@ -101,6 +109,7 @@ class StepBudget:
         """min_tokens, max_tokens: of a step's prompt chunks, however long that takes."""
         self.seconds = StepSeconds()
         self._longest_s = longest_s
+        self._calm_s = _CALM * token_gap_s
         self._alone_share = alone_share
         self._min_tokens = min_tokens
         self._max_tokens = max_tokens
@@ -108,6 +117,17 @@ class StepBudget:
         """At or above, a step's prompts are among the largest."""
         self._waited_s = 0.0
         """What streams have been left out of since they last had a token."""
+        self._gap_s = 0.0
+        """Between two tokens of a stream, lately."""
+        self._since_s = 0.0
+
+    def learn(self, *, prompt_tokens: int, rows: int, seconds: float) -> None:
+        """A step has run; rows: those that decoded in it."""
+        self.seconds.learn(prompt_tokens=prompt_tokens, rows=rows, seconds=seconds)
+        self._since_s += seconds
+        if rows:
+            self._gap_s += (1 - _FADES) * (self._since_s - self._gap_s)
+            self._since_s = 0.0
 
     def share(self, *, rows: int, backlog: int) -> StepShare:
         """The next step's; rows: sequences that decode; backlog: prompt tokens that wait."""
@@ -119,10 +139,13 @@ class StepBudget:
         step = _FOLLOWS * (is_large - self._alone_share)
         self._large_tokens = max(1.0, self._large_tokens * math.exp(step))
         if rows == 0:
+            self._since_s = 0.0
             return StepShare(tokens, with_decodes=False)
-        alone_s = tokens * self.seconds.token_s
-        if is_large and self._waited_s + alone_s <= 2 * self._longest_s:
-            self._waited_s += alone_s
+        goes_alone = is_large or self._gap_s < self._calm_s
+        if goes_alone and self._waited_s < self._longest_s:
+            # What streams still wait for at most, in one step rather than two.
+            tokens = self._bounded(backlog, self._waited_s - self._longest_s)
+            self._waited_s += tokens * self.seconds.token_s
             return StepShare(tokens, with_decodes=False)
         self._waited_s = 0.0
         other_s = min(self.seconds.decode_s(rows), self._longest_s / 2)
