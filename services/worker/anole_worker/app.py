@@ -211,6 +211,7 @@ class WorkerService:
             return FixedPace(token_budget)
         budget = StepBudget(
             longest_s=settings.longest_step_s,
+            token_gap_s=settings.token_gap_s,
             alone_share=settings.alone_share,
             min_tokens=min(_LEAST_CHUNK, token_budget),
             max_tokens=token_budget,

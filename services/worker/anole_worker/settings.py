@@ -59,12 +59,19 @@ class WorkerSettings(Settings):
         description="What a step may take where prompts and streams share it: longer is faster to "
         "the first token, shorter is smoother for streams.",
     )
+    token_gap_s: float = Field(
+        default=0.1,
+        gt=0,
+        le=60,
+        description="The time between two tokens that streams are promised. While they have one "
+        "in less than half of it, prompts run alone, which is faster for both.",
+    )
     alone_share: float = Field(
         default=0.15,
         ge=0,
         le=1,
         description="The largest of prompt steps, as a share of all, run without the streams, "
-        "which wait for at most twice longest_step_s then: a step of a long prompt is long "
+        "which wait for longest_step_s more at most then: a step of a long prompt is long "
         "whatever rides along. 0: streams are in every step.",
     )
     device: str = Field(

@@ -73,4 +73,4 @@ class LearntPace:
         return StepShare(min(share.prompt_tokens, most), with_decodes=share.with_decodes)
 
     def learn(self, *, prompt_tokens: int, rows: int, seconds: float) -> None:
-        self._budget.seconds.learn(prompt_tokens=prompt_tokens, rows=rows, seconds=seconds)
+        self._budget.learn(prompt_tokens=prompt_tokens, rows=rows, seconds=seconds)

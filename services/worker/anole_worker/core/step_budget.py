@@ -26,6 +26,8 @@ _CALM = 0.5
 _FOLLOWS = 0.05
 """How far the size that runs alone moves with each step, as a fraction of it."""
 _FIRST_LARGE_TOKENS = 256.0
+_FIRST_TOKENS = 64
+"""Of prompts in a step while it is not known what they cost: on a CPU that may be 0.2 s."""
 
 
 class StepSeconds:
@@ -141,7 +143,7 @@ class StepBudget:
         if rows == 0:
             self._since_s = 0.0
             return StepShare(tokens, with_decodes=False)
-        goes_alone = is_large or self._gap_s < self._calm_s
+        goes_alone = is_large or 0 < self._gap_s < self._calm_s
         if goes_alone and self._waited_s < self._longest_s:
             # What streams still wait for at most, in one step rather than two.
             tokens = self._bounded(backlog, self._waited_s - self._longest_s)
@@ -153,7 +155,7 @@ class StepBudget:
 
     def _bounded(self, backlog: int, other_s: float) -> int:
         """Of the backlog what one step takes beside what else it does."""
-        most = self._max_tokens
+        most = min(self._max_tokens, _FIRST_TOKENS)
         if self.seconds.is_known:
-            most = min(most, int((self._longest_s - other_s) / self.seconds.token_s))
+            most = min(self._max_tokens, int((self._longest_s - other_s) / self.seconds.token_s))
         return min(backlog, max(most, self._min_tokens))
