@@ -127,9 +127,12 @@ class Run:
     async def _neighbours(self, way: Way) -> None:
         async with self._started(way, ZEROING[0], vcpus=2) as (guest, reclaimer):
             measured = neighbours(guest, reclaimer, NEIGHBOUR_COUNT, NEIGHBOUR_TIMES)
-            async for slowdown, noise in measured:
-                progress(f"    {slowdown:+.0%} slower, noise {noise:.0%}")
-                self.neighbours.append({"way": way.name, "slowdown": slowdown, "noise": noise})
+            async for one in measured:
+                progress(
+                    f"    {one.slowdown:+.0%} slower, noise {one.noise:.0%}, {one.lost_ms:.0f} of "
+                    f"{one.ms:.0f} ms lost"
+                )
+                self.neighbours.append({"way": way.name, "lost_ms": one.lost_ms} | asdict(one))
 
     @asynccontextmanager
     async def _started(
@@ -140,6 +143,7 @@ class Run:
             reclaimer: Reclaimer = way(guest)
             await reclaimer.start()
             yield guest, reclaimer
+            await reclaimer.close()
         self._keep()
 
     def _add(self, reclaim: Reclaim, of: Sample) -> None:

@@ -47,6 +47,8 @@ class Reclaimer(Protocol):
         """As much as these instances had; the bytes that came back."""
         ...
 
+    async def close(self) -> None: ...
+
 
 class Stock:
     """virtio-mem as it comes."""
@@ -71,6 +73,9 @@ class Stock:
     async def give_back(self, ended: Sequence[int]) -> int:
         before = await self._size()
         return before - await self._resize(before - len(ended) * INSTANCE_BYTES)
+
+    async def close(self) -> None:
+        """Nothing of its own is open."""
 
     async def _resize(self, target: int) -> int:
         await self._guest.qemu.request("vm1", target)
@@ -110,6 +115,9 @@ class Segregated:
         calls = (self._backend.unplug(_region(one), timeout_s=_CALL_S) for one in ended)
         return sum(await asyncio.gather(*calls))
 
+    async def close(self) -> None:
+        await self._backend.close()
+
 
 def _region(instance: int) -> RegionId:
     return RegionId(f"vm{instance + 1}")
@@ -127,6 +135,22 @@ class Reclaim:
     cpu_ms: int
     """Of the guest's kernel, to a tick of 10 ms."""
     pages_migrated: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What a reclaim did to a process that works in its own memory beside it."""
+
+    ms: float
+    slowdown: float
+    """By what share it was slower meanwhile."""
+    noise: float
+    """By what share its speed changed between two half seconds before, when nothing was done."""
+
+    @property
+    def lost_ms(self) -> float:
+        """The time that its work took longer, all in all."""
+        return self.slowdown * self.ms
 
 
 class Instances:
@@ -174,14 +198,8 @@ class Instances:
             raise RuntimeError(f"{line}: {answer.text}")
 
 
-async def neighbours(
-    guest: Guest, way: Reclaimer, count: int, times: int
-) -> AsyncIterator[tuple[float, float]]:
-    """As sizes(), some times over, beside a process that works in its own memory.
-
-    By what share that is slower while memory is given back, and by how much its speed changes
-    between two half seconds before, when nothing is done.
-    """
+async def neighbours(guest: Guest, way: Reclaimer, count: int, times: int) -> AsyncIterator[Beside]:
+    """As sizes(), some times over, beside a process that works in its own memory."""
     instances = Instances(guest)
     await instances.start_neighbour()
     for _ in range(times):
@@ -192,11 +210,15 @@ async def neighbours(
         await asyncio.sleep(_BEFORE_S)
         earlier = await _Moment.now(guest)
         await asyncio.sleep(_BEFORE_S)
-        first = await _Moment.now(guest)
+        first, began = await _Moment.now(guest), time.perf_counter()
         await way.give_back(ended)
+        ms = (time.perf_counter() - began) * 1000
         during = first.rate_until(await _Moment.now(guest))
-        noise = abs(1 - earlier.rate_until(first) / earliest.rate_until(earlier))
-        yield 1 - during / earliest.rate_until(first), noise
+        yield Beside(
+            ms=ms,
+            slowdown=1 - during / earliest.rate_until(first),
+            noise=abs(1 - earlier.rate_until(first) / earliest.rate_until(earlier)),
+        )
         await instances.end(list(instances.alive))
 
 

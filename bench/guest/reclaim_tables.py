@@ -84,6 +84,8 @@ def _neighbours(samples: Sequence[Sample]) -> Table:
                 "way": "memd" if way == "segregated" else way,
                 "slowdown": statistics.median(slowdowns),
                 "most": max(slowdowns),
+                "ms": statistics.median(one["ms"] for one in mine),
+                "lost_ms": statistics.median(one["lost_ms"] for one in mine),
                 "noise": statistics.median(one["noise"] for one in mine),
                 "times": len(mine),
             }
@@ -96,6 +98,8 @@ def _neighbours(samples: Sequence[Sample]) -> Table:
             Column(key="slowdown", title="slower, median", form=".0%"),
             Column(key="most", title="most", form=".0%"),
             Column(key="noise", title="noise", form=".0%"),
+            Column(key="ms", title="for ms", form=".0f"),
+            Column(key="lost_ms", title="its work lost ms", form=".0f"),
             Column(key="times", title="times", form="d"),
         ),
         rows=tuple(rows),
