@@ -221,6 +221,18 @@ def test_a_head_that_found_no_room_for_long_gets_a_worker_of_its_own() -> None:
     assert len(started) >= 30
 
 
+def test_classes_made_anew_do_not_make_a_head_wait_for_its_worker_again() -> None:
+    play = chameleon(min_sample=2, refresh_s=4, patience_s=10)
+    play.arrive("running", num_prompt_tokens=1000, max_tokens=24)
+    play.arrive("head", num_prompt_tokens=1000, max_tokens=24)
+    for number in range(12):
+        play.later(1).arrive(f"r{number}", num_prompt_tokens=1000, max_tokens=24)
+        play.arrive(f"s{number}")
+        for name in ("running", "head"):
+            assert RequestId(name) in play.scheduler._ledger.requests
+    assert "head" in reserved(play)
+
+
 def reserved(play: Playbook) -> list[RequestId | None]:
     return [worker.reserved_for for worker in play.scheduler._cluster.workers]
 

@@ -94,6 +94,17 @@ def test_loads_that_were_lost_with_a_worker_are_asked_for_elsewhere() -> None:
     assert placed(play.gone("w1")) == [("r1", "w2")]
 
 
+def test_an_adapter_is_loaded_once_more_where_there_is_room() -> None:
+    play = anole()
+    play.moved("a", Residency.RESIDENT)
+    play.arrive("big", num_prompt_tokens=800, max_tokens=200, adapter_id="a")
+    play.arrive("r1", num_prompt_tokens=800, max_tokens=100, adapter_id="a")
+    play.seen("w2", capacity=ROOMY)
+    play.arrive("base")
+    assert play.scheduler.num_waiting == 1
+    assert placed(play.moved("a", Residency.RESIDENT, worker="w2")) == [("r1", "w2")]
+
+
 def test_the_worker_that_has_the_adapter_is_preferred_to_a_load() -> None:
     play = anole()
     play.seen("w2", capacity=ROOMY)

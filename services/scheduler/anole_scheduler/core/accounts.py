@@ -79,7 +79,7 @@ class Accounts:
         key = (worker.worker_id, adapter.adapter_id)
         if self._rule is ChargeRule.SHARED and key in self._shared:
             return 0
-        return int(adapter.size_bytes / worker.capacity.bytes_per_token)
+        return int(adapter.size_bytes / worker.bytes_per_token)
 
     def allows(self, progress: Progress, size_class: int, worker: Worker) -> bool:
         """Whether the class has enough left at the worker."""
@@ -106,6 +106,10 @@ class Accounts:
         quotas.take(size_class, num_tokens)
         charge = _Charge(worker.worker_id, size_class, num_tokens, measure, adapter_id)
         self._charges[progress.request.request_id] = charge
+
+    def charged(self, progress: Progress) -> int:
+        """What a running request was charged itself."""
+        return self._charges[progress.request.request_id].num_tokens
 
     def give_back(self, progress: Progress, now: float) -> None:
         """The request is no longer at its worker."""

@@ -11,7 +11,7 @@ from anole_scheduler.core.size import Measure, Sizing
 MAX_WINDOW = 4096
 """Requests that are looked back at, at most."""
 _MAX_SAMPLE = 512
-"""Of these, evenly spread by size: as many as are clustered, which takes some 20 ms."""
+"""Of these, evenly spread by size: as many as are clustered, which takes a few ms."""
 _LEAST_GAIN = 0.1
 """Of the sum of squares of one class: what a further class must remove for elbow()."""
 

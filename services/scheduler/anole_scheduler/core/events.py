@@ -50,6 +50,7 @@ class WorkerSeen:
     running: Sequence[RequestId]
     """Everything that it was given and has not ended, those that started first."""
     num_free_blocks: int
+    """All blocks of its memory less those that sequences own, whatever adapters take."""
     resident: Sequence[AdapterId]
 
 

@@ -38,6 +38,7 @@ class Worker:
         self.worker_id = worker_id
         self.model = model
         self.capacity = capacity
+        self.bytes_per_token = capacity.bytes_per_token
         self.seen_s = now
         self.is_open = True
         """Whether there may be room for some request; a quick look before has_room()."""
@@ -231,7 +232,9 @@ class Worker:
         request_id = request.request_id
         charge = self.started.get(request_id) or self.ahead[request_id]
         self.foreign[request_id] = now
-        self.unexplained_blocks += charge.num_blocks
+        held_bytes = self.budget.freed(charge) if request_id in self.started else 0
+        held_blocks = div_ceil(held_bytes, self.capacity.block_bytes)
+        self.unexplained_blocks += max(held_blocks, charge.num_blocks)
         self.release(request_id)
 
     def forget_foreign(self, request_id: RequestId) -> None:

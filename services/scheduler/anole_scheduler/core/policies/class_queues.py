@@ -143,10 +143,12 @@ class ClassQueues:
         """Classes anew; who waits is sorted in again, in order of arrival."""
         if not self._classes.refresh(now):
             return
-        waiting = [progress for queue in self._queues for progress in queue.line]
-        self._queues = [_Queue() for _ in range(self._classes.count)]
-        for progress in waiting:
+        before, self._queues = self._queues, [_Queue() for _ in range(self._classes.count)]
+        for progress in (progress for queue in before for progress in queue.line):
             self._enqueue(progress, self._classes.class_of(measure_of(progress)))
+        since_s = {id(queue.line.head()): queue.blocked_since_s for queue in before}
+        for queue in self._queues:
+            queue.blocked_since_s = since_s.get(id(queue.line.head()), _NEVER)
         self._accounts.measure_demand(now)
         self._allotted_for = None
 
@@ -229,21 +231,35 @@ class ClassQueues:
         empty = [number for number, queue in enumerate(self._queues) if not queue.line]
         if not empty or len(empty) == len(self._queues):
             return
-        spare = {
-            worker.worker_id: sum(self._accounts.quotas(worker).available(c) for c in empty)
-            for worker in dispatch.workers
-        }
+        spare: dict[WorkerId, int] = {}
         for size_class in tried:
             queue = self._queues[size_class]
             among = queue.tried
             while (head := queue.line.head()) is not None:
-                loan = _Loan(self._accounts, head, spare)
-                outcome = dispatch.offer(head, loan, among)
-                if outcome is Outcome.NO_ROOM:
+                lending = self._lending(head, among, empty, spare)
+                if not lending or dispatch.offer(head, among=lending) is Outcome.NO_ROOM:
                     break
                 among = dispatch.workers
-                if outcome is Outcome.STARTED and head.worker_id is not None:
-                    spare[head.worker_id] -= loan.needs[head.worker_id]
+                if head.worker_id is not None:
+                    spare[head.worker_id] -= self._accounts.charged(head)
+
+    def _lending(
+        self,
+        progress: Progress,
+        workers: Sequence[Worker],
+        empty: Sequence[int],
+        spare: dict[WorkerId, int],
+    ) -> list[Worker]:
+        """Workers where the classes without waiting requests have enough left between them."""
+        lending = []
+        for worker in workers:
+            quotas = self._accounts.quotas(worker)
+            if worker.worker_id not in spare:
+                spare[worker.worker_id] = sum([quotas.available(number) for number in empty])
+            most = min(spare[worker.worker_id], quotas.unused)
+            if most > 0 and self._accounts.need(progress, worker) <= most:
+                lending.append(worker)
+        return lending
 
     def upcoming(self, count: int) -> list[Progress]:
         """The heads of all classes, the smallest class first, then those behind them."""
@@ -259,20 +275,3 @@ class ClassQueues:
         for number, queue in enumerate(self._queues):
             queue.line.check_invariants()
             assert all(self._class_of[p.request.request_id] == number for p in queue.line)
-
-
-class _Loan:
-    """Workers where classes without waiting requests have enough left between them."""
-
-    __slots__ = ("_accounts", "_progress", "_spare", "needs")
-
-    def __init__(self, accounts: Accounts, progress: Progress, spare: dict[WorkerId, int]) -> None:
-        self._accounts = accounts
-        self._progress = progress
-        self._spare = spare
-        self.needs: dict[WorkerId, int] = {}
-
-    def __call__(self, worker: Worker) -> bool:
-        need = self.needs[worker.worker_id] = self._accounts.need(self._progress, worker)
-        within_pool = self._accounts.quotas(worker).unused
-        return need <= min(self._spare[worker.worker_id], within_pool)

@@ -134,13 +134,13 @@ class ResidentFirst:
             return
         if dispatch.choose(head, among=among) is None:
             return
-        is_coming = any(w.residency(adapter_id) is Residency.LOADING for w in dispatch.workers)
-        if head.is_prefetched and not is_coming:
+        states = {worker.residency(adapter_id) for worker in dispatch.workers}
+        if head.is_prefetched and states == {Residency.ABSENT}:
             # It was asked for, and has not come or gone again: let the worker see to it.
             dispatch.offer(head, among=among)
         elif len(self._aside) < self._overtake_depth:
             self._step_aside(head, adapter_id, now)
-            if not is_coming and not dispatch.load(head):
+            if Residency.LOADING not in states and not dispatch.load(head):
                 self._wanted[adapter_id] = None
 
     def _ask(self, dispatch: Dispatch) -> None:
