@@ -145,7 +145,8 @@ def test_a_killed_supervisor_leaves_no_program_and_no_lease(path: Path, within: 
             for status in memd.watch():
                 if (status.num_leases, status.plugged_bytes) == (0, 0):
                     break
-        assert not Path(f"/proc/{pid}").exists()
+        # It can be a zombie yet, where nobody waits for orphans: those are not listed.
+        assert pid not in (within / name / "cgroup.procs").read_text().split()
     cgroup.sweep(within)
     assert groups(within) == []
 
