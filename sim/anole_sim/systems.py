@@ -35,7 +35,8 @@ class System:
     predictor: str = "perfect"
     pace: str = "fixed"
     """How prompts are cut where the engine cuts them: fixed, or shared (the worker's budget)."""
-    longest_s: float = 0.3
+    longest_s: float = 0.45
+    """Of the step budget: what a step may take, three times the promised gap between tokens."""
     alone_share: float = 0.15
 
 

@@ -92,6 +92,14 @@ def test_streams_are_left_out_for_a_bounded_time_only() -> None:
     assert longest_s < 3 * 0.1 + 0.05
 
 
+def test_what_streams_waited_is_forgotten_once_they_had_a_token() -> None:
+    one = budget(longest_s=0.1, token_gap_s=9.0, alone_share=0.5)
+    for _ in range(20):
+        assert not one.share(rows=10, backlog=600).with_decodes
+        one.learn(prompt_tokens=600, rows=0, seconds=seconds_of(600, 0))
+        one.learn(prompt_tokens=0, rows=10, seconds=seconds_of(0, 10))
+
+
 def test_without_prompts_streams_run_and_without_streams_prompts() -> None:
     one = budget()
     assert one.share(rows=4, backlog=0).with_decodes

@@ -129,7 +129,7 @@ class StepBudget:
         self._since_s += seconds
         if rows:
             self._gap_s += (1 - _FADES) * (self._since_s - self._gap_s)
-            self._since_s = 0.0
+            self._since_s = self._waited_s = 0.0
 
     def share(self, *, rows: int, backlog: int) -> StepShare:
         """The next step's; rows: sequences that decode; backlog: prompt tokens that wait."""
