@@ -17,11 +17,12 @@ class PolicySettings(Settings):
     model_config = SettingsConfigDict(env_prefix="ANOLE_SCHEDULER_", frozen=True, extra="forbid")
 
     policy: Literal["fcfs", "sjf", "chameleon", "anole"] = Field(
-        default="fcfs",
+        default="anole",
         description="Who is next. fcfs: first come, first served. sjf: shortest predicted output "
         "first, with ageing. chameleon: a queue a size class with quotas, as in the paper "
         "(MICRO'25). anole: by a deadline that grows with a request's cost, and what waits for "
-        "its adapter is passed for a bounded time. None of them starves a request.",
+        "its adapter is passed for a bounded time; best in simulation (docs/simulation.md). None "
+        "of them starves a request.",
     )
 
     # chameleon: sizes and classes.

@@ -120,7 +120,7 @@ class WorkerSettings(Settings):
         "else float32.",
     )
     eviction: Literal["chameleon", "fairshare", "lru", "gdsf"] = Field(
-        default="chameleon",
+        default="gdsf",
         description="Which idle adapter goes first where memory is short. chameleon: least of "
         "0.45 frequency + 0.10 recency + 0.45 size; fairshare: the same in equal parts; lru: "
         "least recently used; gdsf: least frequency x cost / size above a rising floor.",
