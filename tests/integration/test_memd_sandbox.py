@@ -49,8 +49,11 @@ def path(tmp_path: Path) -> Iterator[Path]:
         text=True,
     ) as memd:
         assert memd.stderr is not None
-        while "is ready" not in (line := memd.stderr.readline()):
-            assert line
+        said = ""
+        while "is ready" not in said:
+            line = memd.stderr.readline()
+            assert line, said
+            said += line
         drain = threading.Thread(target=memd.stderr.read, daemon=True)
         drain.start()
         yield socket
@@ -142,7 +145,8 @@ def test_a_killed_supervisor_leaves_no_program_and_no_lease(path: Path, within: 
             for status in memd.watch():
                 if (status.num_leases, status.plugged_bytes) == (0, 0):
                     break
-        assert not Path(f"/proc/{pid}").exists()
+        # It can be a zombie yet, where nobody waits for orphans: those are not listed.
+        assert pid not in (within / name / "cgroup.procs").read_text().split()
     cgroup.sweep(within)
     assert groups(within) == []
 

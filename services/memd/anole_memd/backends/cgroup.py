@@ -153,11 +153,6 @@ class MemoryCgroup:
             num_killed=_event(self.path / "memory.events", "oom_kill"),
         )
 
-    @property
-    def num_processes(self) -> int:
-        """Processes in it, zombies too."""
-        return len((self.path / "cgroup.procs").read_text().split())
-
     def kill(self) -> None:
         """Kill everything in it (cgroup.kill, Linux 5.14), or one process after the other."""
         kill = self.path / "cgroup.kill"
