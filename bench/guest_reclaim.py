@@ -66,8 +66,8 @@ class Run:
         self.neighbours += earlier.get("neighbours", [])
         self._result: dict[str, Any] = {
             "machine": machine.describe(),
-            "commit": machine.commit(),
-            "began": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": ", ".join(dict.fromkeys([*_words(earlier.get("commit")), machine.commit()])),
+            "began": earlier.get("began", datetime.now(UTC).isoformat(timespec="seconds")),
             "guest": {
                 "kernel": booted_from.packages.kernel.name.removeprefix("vmlinuz-"),
                 "accelerator": booted_from.accel,
@@ -171,6 +171,11 @@ class Run:
     def tables(self) -> list[Table]:
         """Medians over the runs, the two ways side by side."""
         return tables(self.samples, self.neighbours)
+
+
+def _words(commits: str | None) -> list[str]:
+    """The commits of a run that was interrupted."""
+    return commits.split(", ") if commits else []
 
 
 def main() -> int:

@@ -88,7 +88,7 @@ def guest_machine(result: Result) -> str:
     on, guest, loads = result["machine"], result["guest"], result["load_average"]
     return f"""\
 - {on["cpu"]}, {on["cores"]} cores, Linux {on["kernel"]}; the guest: Linux {guest["kernel"]}, run by
-  {guest["accelerator"]} of QEMU; commit {result["commit"]}, begun {result["began"]}
+  {guest["accelerator"]} of QEMU; commit {result["commit"]}; begun {result["began"]}
 - load average between {min(loads):.1f} and {max(loads):.1f}; the benchmark itself makes 1"""
 
 
