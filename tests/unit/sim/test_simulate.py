@@ -62,7 +62,14 @@ def test_a_cache_keeps_most_adapters_that_s_lora_drops() -> None:
 
 def test_where_memory_is_short_the_youngest_starts_again_and_still_ends() -> None:
     plan = replace(PLAN, duration_s=30.0)
-    found = summary("anole", plan, profile=A40_7B.with_slots(2_500), is_checked=True)
+    case = Case(
+        system=replace(SYSTEMS["anole"], output_share=0.2),
+        plan=plan,
+        profile=A40_7B.with_slots(2_500),
+        link=PCIE,
+        is_checked=True,
+    )
+    found = simulate(case)
     assert found.preemptions > 0
     assert found.unfinished == 0
 
