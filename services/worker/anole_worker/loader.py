@@ -113,7 +113,7 @@ class Loader:
             job = await self._line.get()
             if isinstance(job, _Drop):
                 await self._carry_out_drop(list(job.adapters))
-                await self._report_gone(job.adapters)
+                await self.report_gone(job.adapters)
                 if job.done is not None and not job.done.done():
                     job.done.set_result(None)
             else:
@@ -127,14 +127,14 @@ class Loader:
         held = list(load.evict)
         if await self._is_loaded(load, headers, held):
             self._engine.adapter_loaded(load.adapter)
-            await self._report_gone(load.evict)
+            await self.report_gone(load.evict)
             await self._report(load.adapter, messages.Residency.RESIDENT)
             return
         lost = await self._failed(load.adapter)
         homeless = self._engine.take_back(held)
         gone = set(load.evict).difference(held).union(homeless)
         await self._carry_out_drop(homeless)
-        await self._report_gone((load.adapter, *sorted(gone, key=lambda a: a.adapter_id)))
+        await self.report_gone((load.adapter, *sorted(gone, key=lambda a: a.adapter_id)))
         name = load.adapter.adapter_id
         await give_up(lost, f"adapter {name!r} cannot be loaded now; the worker's log says why")
 
@@ -201,7 +201,7 @@ class Loader:
             return False
         log.info("%s: %d idle adapters go instead", refusal, len(adapters))
         await self._carry_out_drop(list(adapters))
-        await self._report_gone(adapters)
+        await self.report_gone(adapters)
         return True
 
     def _span(self, load: LoadAdapter, headers: Mapping[str, str]) -> Span:
@@ -225,7 +225,7 @@ class Loader:
         while held:
             self._device.drop_adapter(held.pop(0))
 
-    async def _report_gone(self, adapters: Iterable[Adapter]) -> None:
+    async def report_gone(self, adapters: Iterable[Adapter]) -> None:
         """Report as absent those of which no other generation is here or on its way."""
         ledger = self._engine.memory.adapters
         here = {a.adapter_id for state in Residency for a in ledger.adapters(state)}

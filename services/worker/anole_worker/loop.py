@@ -176,6 +176,9 @@ class EngineLoop:
         for load in loads:
             spans = self._spans.get(load.request_id) if load.request_id else None
             self._loader.load(load, spans.headers if spans else {})
+        declined = self.engine.collect_declined()
+        if declined:
+            await self._loader.report_gone(declined)
         step = self.engine.plan_step(now)
         evicted = self.engine.memory.collect_evicted()
         if evicted:

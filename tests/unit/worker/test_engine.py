@@ -292,6 +292,8 @@ def test_a_hint_for_what_can_never_fit_is_ignored() -> None:
     engine.prefetch(D, 0)
     [load] = engine.plan_loads(0)
     assert (load.adapter, load.request_id) == (D, None)
+    assert [declined.adapter_id for declined in engine.collect_declined()] == ["huge"]
+    assert engine.collect_declined() == ()
 
 
 def test_more_sequences_than_places_all_end() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from anole_shared.errors import AnoleError
-from anole_shared.ids import RequestId
+from anole_shared.ids import AdapterId, RequestId
 from anole_shared.messages import (
     AdapterResidencyChanged,
     FailureCode,
@@ -303,6 +303,14 @@ async def test_a_device_with_memory_of_its_own_gives_copies_back_and_keeps_its_a
         b.device.copied_bytes = 7
         assert await b.loader.give_up(100) == 7
         assert b.device.dropped == []
+
+
+async def test_a_prefetch_for_which_there_is_no_room_is_declined_at_once() -> None:
+    engine = make_engine(budget_bytes=SIZES["a"] - 1)
+    async with bench(engine) as b:
+        b.loop.prefetch(AdapterId("a"))
+        await b.scheduler.until(lambda messages: bool(messages) and is_absent(messages[-1]))
+    assert b.device.dropped == []
 
 
 def is_absent(message: Message) -> bool:

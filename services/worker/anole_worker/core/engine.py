@@ -152,9 +152,12 @@ class Engine:
         return sequence
 
     def prefetch(self, adapter: Adapter, now: float) -> None:
-        """A request that waits elsewhere will need the adapter."""
-        if self.memory.fits(0, adapter):
-            self._loading.hint(adapter, now)
+        """A request that waits elsewhere will need the adapter; see collect_declined()."""
+        self._loading.hint(adapter, now)
+
+    def collect_declined(self) -> tuple[Adapter, ...]:
+        """What was to be prefetched and found no room: whoever asked must not expect it."""
+        return self._loading.collect_declined()
 
     def retire(self, adapter: Adapter) -> None:
         """The adapter was replaced by another content: nobody will ask for this one again."""

@@ -43,12 +43,16 @@ class Loading:
         self._predictor = predictor
         self._hints: dict[Adapter, float] = {}
         self._new_hints: dict[Adapter, None] = {}
+        self._declined: list[Adapter] = []
         self._next_guess_s = 0.0
         self.no_room_for: Adapter | None = None
         """The adapter of the first sequence for whose adapter there is none, as last seen."""
 
     def hint(self, adapter: Adapter, now: float) -> None:
         """A request that waits elsewhere will need the adapter."""
+        if not self._memory.fits(0, adapter):
+            self._declined.append(adapter)
+            return
         self._hints.pop(adapter, None)
         if len(self._hints) >= _MAX_HINTS:
             self._forget_oldest_hint()
@@ -138,6 +142,13 @@ class Loading:
                 evict = self._memory.claim(adapter, now, kept, spare_bytes=headroom_bytes)
                 if evict is not None:
                     yield LoadAdapter(adapter=adapter, evict=evict, request_id=None)
+                else:
+                    self._declined.append(adapter)
+
+    def collect_declined(self) -> tuple[Adapter, ...]:
+        """The hinted adapters for which there was no room, since the last call."""
+        declined, self._declined = tuple(self._declined), []
+        return declined
 
     def _guesses(self, headroom_bytes: int, now: float) -> Iterator[LoadAdapter]:
         if self._predictor is None or now < self._next_guess_s:
