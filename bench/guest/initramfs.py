@@ -40,7 +40,7 @@ _TOOLS = (
 _INIT = """#!/bin/sh
 export PATH=/bin
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
-mount -t tmpfs tmpfs /tmp; mkdir -p /run/cgroup; mount -t cgroup2 none /run/cgroup
+mkdir -p /tmp /run/cgroup; mount -t cgroup2 none /run/cgroup
 echo online_movable > /sys/devices/system/memory/auto_online_blocks
 echo 0 > /proc/sys/kernel/numa_balancing
 for module in $(cat /modules/order); do insmod /modules/$module; done

@@ -62,13 +62,16 @@ def test_a_request_is_one_connected_trace(processes: Stack, otlp: OtlpReceiver) 
     assert service_of[SpanName.SUBMIT] == "anole-gateway"
     assert service_of[SpanName.QUEUE] == "anole-scheduler"
     assert service_of[SpanName.SEQUENCE] == "anole-worker"
-    assert service_of[SpanName.ADAPTER_WAIT] == "anole-worker"
     assert service_of[SpanName.ADAPTER_LOAD] == "anole-worker"
     assert service_of[SpanName.PREFILL] == "anole-worker"
     assert service_of[SpanName.DECODE] == "anole-worker"
     assert service_of[SpanName.LEASE] == "anole-memd"
 
     named = {span.name: span for span in spans}
+    # The scheduler has it loaded while the request waits there.
+    load = named[SpanName.ADAPTER_LOAD]
+    assert by_id[load.parent_id].name == SpanName.QUEUE
+    assert load.end_ns <= named[SpanName.PREFILL].end_ns
     lease = named[SpanName.LEASE]
     assert by_id[lease.parent_id].name == SpanName.ADAPTER_LOAD
     assert named[SpanName.PREFILL].end_ns <= named[SpanName.DECODE].end_ns <= root.end_ns

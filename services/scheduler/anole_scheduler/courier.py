@@ -85,7 +85,8 @@ class Courier:
                 log.info("aborting %s on %s: %s", request_id, command.worker_id, reason)
                 return SequenceAborted(request_id=request_id), {}
             case Prefetch(adapter_id=adapter_id):
-                return AdapterPrefetchRequested(adapter_id=adapter_id), {}
+                held = self._custody.get(command.request_id, command.attempt)
+                return AdapterPrefetchRequested(adapter_id=adapter_id), held.headers
         assert_never(command)
 
     async def _tell_gateway(self, command: Fail) -> None:

@@ -21,6 +21,7 @@ from anole_shared.messages import (
 )
 from anole_shared.topology import SCHEDULER, gateway_queue
 from anole_worker.catalog import Catalog
+from anole_worker.core.adapter import Adapter
 from anole_worker.core.engine import Engine, Output
 from anole_worker.core.residency import Residency
 from anole_worker.core.sequence import Ending, Phase, Sequence
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 
+_MAX_HINTS = 256
+"""Trace contexts of prefetches that are kept until the load begins."""
 _RETRY_ROOM_S = 0.5
 """How soon to look again where sequences wait but nothing can run."""
 
@@ -79,6 +82,7 @@ class EngineLoop:
         self._engine_thread = engine_thread
         self._files_thread = files_thread
         self._spans: dict[RequestId, SequenceSpans] = {}
+        self._hints: dict[Adapter, Mapping[str, str]] = {}
         self._wake = asyncio.Event()
         self._one_less = asyncio.Event()
 
@@ -145,10 +149,13 @@ class EngineLoop:
             self._one_less.clear()
             await self._one_less.wait()
 
-    def prefetch(self, adapter_id: AdapterId) -> None:
-        """Load an adapter if there is room for it."""
+    def prefetch(self, adapter_id: AdapterId, headers: Mapping[str, str]) -> None:
+        """Load an adapter if there is room for it; headers: of the request that will need it."""
         entry = self._catalog.known(adapter_id)
         if entry is not None:
+            self._hints[entry.adapter] = headers
+            if len(self._hints) > _MAX_HINTS:
+                del self._hints[next(iter(self._hints))]
             self.engine.prefetch(entry.adapter, self.clock.now())
             self._wake.set()
 
@@ -175,7 +182,8 @@ class EngineLoop:
             await self._in(self._engine_thread, lambda: self._device.give_back(stripped))
         for load in loads:
             spans = self._spans.get(load.request_id) if load.request_id else None
-            self._loader.load(load, spans.headers if spans else {})
+            hint = self._hints.pop(load.adapter, {})
+            self._loader.load(load, spans.headers if spans else hint)
         declined = self.engine.collect_declined()
         if declined:
             await self._loader.report_gone(declined)

@@ -34,7 +34,7 @@ from tests.unit.scheduler.playbook import request
 
 ADMIT = Admit(worker_id="w1", request=request("r1"), residency=None)
 ABORT = AbortSequence(worker_id="w1", request_id="r1", reason="gone")
-PREFETCH = Prefetch(worker_id="w1", adapter_id="a", request_id="r2")
+PREFETCH = Prefetch(worker_id="w1", adapter_id="a", request_id="r1")
 FAIL = Fail(request=request("r1"), failure=Failure.WORKER_LOST, message="lost")
 
 

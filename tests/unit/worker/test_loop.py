@@ -308,7 +308,7 @@ async def test_a_device_with_memory_of_its_own_gives_copies_back_and_keeps_its_a
 async def test_a_prefetch_for_which_there_is_no_room_is_declined_at_once() -> None:
     engine = make_engine(budget_bytes=SIZES["a"] - 1)
     async with bench(engine) as b:
-        b.loop.prefetch(AdapterId("a"))
+        b.loop.prefetch(AdapterId("a"), {})
         await b.scheduler.until(lambda messages: bool(messages) and is_absent(messages[-1]))
     assert b.device.dropped == []
 

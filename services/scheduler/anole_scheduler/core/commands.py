@@ -77,6 +77,7 @@ class Prefetch:
     adapter_id: AdapterId
     request_id: RequestId
     """The request that will need it."""
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

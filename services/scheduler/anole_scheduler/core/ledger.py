@@ -84,7 +84,10 @@ class Ledger:
         worker.expect(adapter_id, self.now)
         self.commands.append(
             Prefetch(
-                worker_id=worker.worker_id, adapter_id=adapter_id, request_id=request.request_id
+                worker_id=worker.worker_id,
+                adapter_id=adapter_id,
+                request_id=request.request_id,
+                attempt=request.attempt,
             )
         )
 
