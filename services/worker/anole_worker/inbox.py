@@ -69,7 +69,7 @@ class Inbox:
             case SequenceAborted():
                 await self._loop.abort(message.request_id)
             case AdapterPrefetchRequested():
-                self._loop.prefetch(message.adapter_id)
+                await self._loop.prefetch(message.adapter_id)
             case WorkerDrainRequested():
                 log.info("an operator has this worker leave")
                 self.drain_requested.set()

@@ -145,12 +145,14 @@ class EngineLoop:
             self._one_less.clear()
             await self._one_less.wait()
 
-    def prefetch(self, adapter_id: AdapterId) -> None:
-        """Load an adapter if there is room for it."""
+    async def prefetch(self, adapter_id: AdapterId) -> None:
+        """Load an adapter if there is room for it; say so if it cannot be."""
         entry = self._catalog.known(adapter_id)
-        if entry is not None:
-            self.engine.prefetch(entry.adapter, self.clock.now())
-            self._wake.set()
+        if entry is None:
+            await self._loader.report_gone([adapter_id])
+            return
+        self.engine.prefetch(entry.adapter, self.clock.now())
+        self._wake.set()
 
     async def run_steps(self) -> None:
         """Plan and run steps for ever. What a step brought is sent while the next one runs."""
@@ -178,7 +180,7 @@ class EngineLoop:
             self._loader.load(load, spans.headers if spans else {})
         declined = self.engine.collect_declined()
         if declined:
-            await self._loader.report_gone(declined)
+            await self._loader.report_gone(adapter.adapter_id for adapter in declined)
         step = self.engine.plan_step(now)
         evicted = self.engine.memory.collect_evicted()
         if evicted:

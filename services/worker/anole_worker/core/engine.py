@@ -156,7 +156,10 @@ class Engine:
         self._loading.hint(adapter, now)
 
     def collect_declined(self) -> tuple[Adapter, ...]:
-        """What was to be prefetched and found no room: whoever asked must not expect it."""
+        """What was to be loaded and will not be: whoever asked must not expect it.
+
+        There was no room for a prefetch, or whoever needed the adapter has ended before its load.
+        """
         return self._loading.collect_declined()
 
     def retire(self, adapter: Adapter) -> None:
@@ -375,6 +378,8 @@ class Engine:
             self._let_go(sequence, now)
         else:
             self._waiting.remove(sequence)
+            if sequence.adapter is not None and sequence.adapter not in self._waiting.adapters:
+                self._loading.left(sequence.adapter)
         sequence.move_to(Phase.FINISHED)
 
     def _let_go(self, sequence: Sequence, now: float) -> None:

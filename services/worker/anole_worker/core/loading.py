@@ -70,7 +70,14 @@ class Loading:
     def _forget_oldest_hint(self) -> None:
         oldest = next(iter(self._hints))
         del self._hints[oldest]
-        self._new_hints.pop(oldest, None)
+        if oldest in self._new_hints:
+            del self._new_hints[oldest]
+            self.left(oldest)
+
+    def left(self, adapter: Adapter) -> None:
+        """Nobody here waits for the adapter any more: if no load has begun, none will."""
+        if self._is_absent(adapter) and adapter not in self._new_hints:
+            self._declined.append(adapter)
 
     def wanted(
         self, waiting: Collection[Adapter], now: float, kept: Collection[Adapter] = ()
@@ -146,7 +153,7 @@ class Loading:
                     self._declined.append(adapter)
 
     def collect_declined(self) -> tuple[Adapter, ...]:
-        """The hinted adapters for which there was no room, since the last call."""
+        """The adapters that were to be loaded and will not be, since the last call."""
         declined, self._declined = tuple(self._declined), []
         return declined
 
