@@ -80,7 +80,8 @@ class Inbox:
     async def _admit(self, message: SequenceAdmitted, delivery: Delivery) -> None:
         """Give the sequence to the engine, with its adapter as it is on disk at this moment."""
         now = self._loop.clock.now()
-        if self._is_draining:
+        # A second copy of what runs here would else run twice, here and elsewhere.
+        if self._is_draining and message.request_id not in self._loop.engine:
             await self._loop.tell_returned(message.request_id, message.attempt)
             return
         try:
