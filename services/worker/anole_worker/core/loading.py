@@ -72,11 +72,16 @@ class Loading:
         del self._hints[oldest]
         if oldest in self._new_hints:
             del self._new_hints[oldest]
-            self.left(oldest)
+            self.left(oldest, ())
 
-    def left(self, adapter: Adapter) -> None:
-        """Nobody here waits for the adapter any more: if no load has begun, none will."""
-        if self._is_absent(adapter) and adapter not in self._new_hints:
+    def left(self, adapter: Adapter | None, waiting: Collection[Adapter]) -> None:
+        """One that needed the adapter waits no more; waiting: what the others need.
+
+        If no load has begun for it, and nobody else needs it, none will.
+        """
+        if adapter is None or adapter in waiting or adapter in self._new_hints:
+            return
+        if self._is_absent(adapter):
             self._declined.append(adapter)
 
     def wanted(
