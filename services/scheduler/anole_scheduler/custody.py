@@ -28,6 +28,8 @@ class Held:
     is_waiting: bool = True
     """Whether the span is open."""
     is_running: bool = False
+    worker_id: WorkerId | None = None
+    """The worker that got it last."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -77,10 +79,12 @@ class Custody:
             arrived_s=self._clock.now(),
         )
 
-    def wait_again(self, request_id: RequestId, attempt: int, queue_length: int) -> None:
-        """Its worker has given it back."""
+    def wait_again(
+        self, request_id: RequestId, attempt: int, worker_id: WorkerId, queue_length: int
+    ) -> None:
+        """The worker has given it back; a second such message says nothing of the next worker."""
         held = self._held.get((request_id, attempt))
-        if held is None or held.is_waiting:
+        if held is None or held.is_waiting or held.worker_id != worker_id:
             return
         self._leave(held)
         held.span = self._start_span(held.deliveries[-1], held.submitted, queue_length)
@@ -116,7 +120,7 @@ class Custody:
             self._tally.admitted(held.size, self._clock.now() - held.arrived_s, residency)
             self._end_wait(held)
             self._tally.runs()
-            held.is_running = True
+            held.is_running, held.worker_id = True, worker_id
 
     def failed(self, request_id: RequestId, attempt: int, code: FailureCode, message: str) -> None:
         """There is no (further) answer; an error of the wait only if it still waited."""

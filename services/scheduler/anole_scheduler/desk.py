@@ -50,7 +50,9 @@ class Desk:
             await self._custody.hold(delivery, message, self._scheduler.num_waiting)
         if isinstance(message, SequenceReturned):
             num_waiting = self._scheduler.num_waiting
-            self._custody.wait_again(message.request_id, message.attempt, num_waiting)
+            self._custody.wait_again(
+                message.request_id, message.attempt, message.worker_id, num_waiting
+            )
         if event is not None:
             await self._happen(event)
         if not isinstance(message, RequestSubmitted):

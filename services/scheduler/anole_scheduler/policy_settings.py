@@ -155,5 +155,6 @@ class PolicySettings(Settings):
         default=128,
         ge=0,
         le=16_384,
-        description="anole: requests that may wait for their adapters beside the line at once.",
+        description="anole: requests that may wait for their adapters beside the line at once. "
+        "With 0 nobody is passed: the worker that gets the first in line loads its adapter.",
     )

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,8 @@ class Catalog:
         self._lock = threading.Lock()
         self._entries: dict[AdapterId, Entry] = {}
         self._refused: dict[str, str] = {}
+        self._shown: Mapping[AdapterId, Entry] = {}
+        """The entries for who does not wait: replaced as a whole, so that none seems to be gone."""
         self.version = 0
         """Changes with the content."""
 
@@ -58,7 +61,7 @@ class Catalog:
 
     def known(self, adapter_id: AdapterId) -> Entry | None:
         """The adapter as it was last seen; looks at no file."""
-        return self._entries.get(adapter_id)
+        return self._shown.get(adapter_id)
 
     def scan(self) -> None:
         """Read the folder; files that have not changed are not read again.
@@ -77,6 +80,7 @@ class Catalog:
                 self._refuse(name, reason, is_new=before[1].get(name) != reason)
             for file in files:
                 self._list(file)
+            self._shown = dict(self._entries)
             if (self._entries, self._refused) != before:
                 self.version += 1
                 log.info("%d adapters in %s", len(self._entries), self._root)
@@ -92,6 +96,7 @@ class Catalog:
             if entry is not None and adapter_files.is_unchanged(entry.file):
                 return entry
             found = self._look(adapter_id)
+            self._shown = dict(self._entries)
             if found is None:
                 reason = self._refused.get(adapter_id, "it is not in this worker's adapter folder")
                 raise UnknownAdapter(f"adapter {adapter_id!r} cannot be served: {reason}")

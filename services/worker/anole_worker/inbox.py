@@ -69,7 +69,7 @@ class Inbox:
             case SequenceAborted():
                 await self._loop.abort(message.request_id)
             case AdapterPrefetchRequested():
-                self._loop.prefetch(message.adapter_id, delivery.headers)
+                await self._loop.prefetch(message.adapter_id, delivery.headers)
             case WorkerDrainRequested():
                 log.info("an operator has this worker leave")
                 self.drain_requested.set()
@@ -80,7 +80,8 @@ class Inbox:
     async def _admit(self, message: SequenceAdmitted, delivery: Delivery) -> None:
         """Give the sequence to the engine, with its adapter as it is on disk at this moment."""
         now = self._loop.clock.now()
-        if self._is_draining:
+        # A second copy of what runs here would else run twice, here and elsewhere.
+        if self._is_draining and message.request_id not in self._loop.engine:
             await self._loop.tell_returned(message.request_id, message.attempt)
             return
         try:

@@ -12,7 +12,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from anole_shared import messages
 from anole_shared.clock import Clock
 from anole_shared.errors import AnoleError
-from anole_shared.ids import WorkerId
+from anole_shared.ids import AdapterId, WorkerId
 from anole_shared.messages import AdapterResidencyChanged
 from anole_shared.telemetry import Attribute, SpanName, context_of, headers_of
 from anole_shared.topology import SCHEDULER
@@ -113,7 +113,7 @@ class Loader:
             job = await self._line.get()
             if isinstance(job, _Drop):
                 await self._carry_out_drop(list(job.adapters))
-                await self.report_gone(job.adapters)
+                await self.report_gone(_ids(job.adapters))
                 if job.done is not None and not job.done.done():
                     job.done.set_result(None)
             else:
@@ -123,19 +123,19 @@ class Loader:
     async def _carry_out(
         self, load: LoadAdapter, headers: Mapping[str, str], give_up: GiveUp
     ) -> None:
-        await self._report(load.adapter, messages.Residency.LOADING)
+        await self._report(load.adapter.adapter_id, messages.Residency.LOADING)
         held = list(load.evict)
         if await self._is_loaded(load, headers, held):
             self._engine.adapter_loaded(load.adapter)
-            await self.report_gone(load.evict)
-            await self._report(load.adapter, messages.Residency.RESIDENT)
+            await self.report_gone(_ids(load.evict))
+            await self._report(load.adapter.adapter_id, messages.Residency.RESIDENT)
             return
         lost = await self._failed(load.adapter)
         homeless = self._engine.take_back(held)
         gone = set(load.evict).difference(held).union(homeless)
         await self._carry_out_drop(homeless)
-        await self.report_gone((load.adapter, *sorted(gone, key=lambda a: a.adapter_id)))
         name = load.adapter.adapter_id
+        await self.report_gone((name, *sorted(_ids(gone))))
         await give_up(lost, f"adapter {name!r} cannot be loaded now; the worker's log says why")
 
     async def _failed(self, adapter: Adapter) -> list[Sequence]:
@@ -201,7 +201,7 @@ class Loader:
             return False
         log.info("%s: %d idle adapters go instead", refusal, len(adapters))
         await self._carry_out_drop(list(adapters))
-        await self.report_gone(adapters)
+        await self.report_gone(_ids(adapters))
         return True
 
     def _span(self, load: LoadAdapter, headers: Mapping[str, str]) -> Span:
@@ -215,26 +215,34 @@ class Loader:
 
     async def _carry_out_drop(self, adapters: list[Adapter]) -> None:
         run_in = asyncio.get_running_loop().run_in_executor
-        try:
-            await run_in(self._thread, self._give_back, adapters)
-        except AnoleError as fault:
-            log.error("an adapter's memory cannot be given back: %s", fault)
+        await run_in(self._thread, self._give_back, adapters)
 
     def _give_back(self, held: list[Adapter]) -> None:
-        """Give the memory of adapters back; takes each off the list."""
-        while held:
-            self._device.drop_adapter(held.pop(0))
+        """Give the memory of adapters back; takes each off the list.
 
-    async def report_gone(self, adapters: Iterable[Adapter]) -> None:
-        """Report as absent those of which no other generation is here or on its way."""
+        One whose memory cannot be given back keeps no other from it.
+        """
+        while held:
+            adapter = held.pop(0)
+            try:
+                self._device.drop_adapter(adapter)
+            except Exception:
+                log.exception("the memory of %s cannot be given back", adapter.adapter_id)
+
+    async def report_gone(self, adapter_ids: Iterable[AdapterId]) -> None:
+        """Report as absent those of which no generation is here or on its way."""
         ledger = self._engine.memory.adapters
         here = {a.adapter_id for state in Residency for a in ledger.adapters(state)}
-        for adapter in adapters:
-            if adapter.adapter_id not in here:
-                await self._report(adapter, messages.Residency.ABSENT)
+        for adapter_id in adapter_ids:
+            if adapter_id not in here:
+                await self._report(adapter_id, messages.Residency.ABSENT)
 
-    async def _report(self, adapter: Adapter, residency: messages.Residency) -> None:
+    async def _report(self, adapter_id: AdapterId, residency: messages.Residency) -> None:
         message = AdapterResidencyChanged(
-            worker_id=self._worker_id, adapter_id=adapter.adapter_id, residency=residency
+            worker_id=self._worker_id, adapter_id=adapter_id, residency=residency
         )
         await self._outbox.put(SCHEDULER, message)
+
+
+def _ids(adapters: Iterable[Adapter]) -> list[AdapterId]:
+    return [adapter.adapter_id for adapter in adapters]

@@ -149,15 +149,20 @@ class EngineLoop:
             self._one_less.clear()
             await self._one_less.wait()
 
-    def prefetch(self, adapter_id: AdapterId, headers: Mapping[str, str]) -> None:
-        """Load an adapter if there is room for it; headers: of the request that will need it."""
+    async def prefetch(self, adapter_id: AdapterId, headers: Mapping[str, str]) -> None:
+        """Load an adapter if there is room for it; say so if it cannot be.
+
+        headers: trace context of the request that will need it.
+        """
         entry = self._catalog.known(adapter_id)
-        if entry is not None:
-            self._hints[entry.adapter] = headers
-            if len(self._hints) > _MAX_HINTS:
-                del self._hints[next(iter(self._hints))]
-            self.engine.prefetch(entry.adapter, self.clock.now())
-            self._wake.set()
+        if entry is None:
+            await self._loader.report_gone([adapter_id])
+            return
+        self._hints[entry.adapter] = headers
+        if len(self._hints) > _MAX_HINTS:
+            del self._hints[next(iter(self._hints))]
+        self.engine.prefetch(entry.adapter, self.clock.now())
+        self._wake.set()
 
     async def run_steps(self) -> None:
         """Plan and run steps for ever. What a step brought is sent while the next one runs."""
@@ -186,7 +191,7 @@ class EngineLoop:
             self._loader.load(load, spans.headers if spans else hint)
         declined = self.engine.collect_declined()
         if declined:
-            await self._loader.report_gone(declined)
+            await self._loader.report_gone(adapter.adapter_id for adapter in declined)
         step = self.engine.plan_step(now)
         evicted = self.engine.memory.collect_evicted()
         if evicted:

@@ -93,6 +93,9 @@ class Revocations:
                 given = await self._give_up(message.num_bytes)
         except TimeoutError:
             reason = "the rest is in line behind loads"
+        except Exception:
+            log.exception("memory that memd wants back cannot be given")
+            reason = "the worker's log says why"
         if given < message.num_bytes and not reason:
             reason = "the rest is in use"
         log.info("memd asked for %d bytes back: %d given", message.num_bytes, given)

@@ -131,11 +131,11 @@ async def test_what_is_given_back_waits_again_with_a_span_of_its_own(
 ) -> None:
     letter = Letter(submitted("r1"), headers=HEADERS)
     await custody.hold(letter, letter.message, 0)
-    custody.wait_again("r1", 0, 5)
+    custody.wait_again("r1", 0, "w1", 5)
     assert exporter.get_finished_spans() == (), "it waits already"
     custody.admitted("r1", 0, "w1", None)
-    custody.wait_again("r1", 0, 5)
-    custody.wait_again("unknown", 0, 5)
+    custody.wait_again("r1", 0, "w1", 5)
+    custody.wait_again("unknown", 0, "w1", 5)
     custody.admitted("r1", 0, "w2", None)
     first, second = exporter.get_finished_spans()
     assert first.context.trace_id == second.context.trace_id == int(TRACE, 16)
@@ -173,8 +173,22 @@ async def test_waits_and_ends_are_counted_by_size() -> None:
     assert record.failed == {"no_worker": 1}
     assert decode_record(SchedulerRecord, encode(record)) == record
     await custody.done("small", 0)
-    custody.wait_again("large", 0, 0)
+    custody.wait_again("large", 0, "w1", 0)
     custody.close()
     record = tally.record("s1", OnlinePredictor())
     assert record.num_running == 0
+    assert [size.num_waiting for size in record.sizes] == [0, 0, 0]
+
+
+async def test_what_is_given_back_twice_runs_on_where_it_went_meanwhile() -> None:
+    tally = Tally()
+    custody = make_custody(tally=tally, clock=HandClock())
+    letter = Letter(submitted("r1"))
+    await custody.hold(letter, letter.message, 0)
+    custody.admitted("r1", 0, "w1", None)
+    custody.wait_again("r1", 0, "w1", 0)
+    custody.admitted("r1", 0, "w2", None)
+    custody.wait_again("r1", 0, "w1", 0)
+    record = tally.record("s1", OnlinePredictor())
+    assert record.num_running == 1
     assert [size.num_waiting for size in record.sizes] == [0, 0, 0]

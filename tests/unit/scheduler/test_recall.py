@@ -62,3 +62,9 @@ def test_recalled_adapters_are_known_until_a_worker_says_otherwise() -> None:
     play.seen("w1")
     recalled(play)
     assert play.scheduler._registry.get("a") == adapter("a", size_bytes=8)
+
+
+def test_a_load_that_the_scheduler_before_has_expected_is_asked_for_anew() -> None:
+    play = Playbook(policy="anole", max_prefetch=0)
+    recalled(play, recorded("w1", loading=("a",)))
+    assert kinds(play.arrive("r1", adapter_id="a")) == ["Prefetch"]

@@ -129,3 +129,29 @@ def test_the_share_is_of_the_seats_in_use_or_of_the_memory() -> None:
     small, large = waiting(num_prompt_tokens=1, max_tokens=1), waiting(num_prompt_tokens=400)
     assert round(shares.of(small), 3) == 0.1
     assert round(shares.of(large), 3) == 0.416
+
+
+def test_where_nobody_may_step_aside_the_worker_loads_what_the_first_in_line_needs() -> None:
+    play = anole(overtake_depth=0)
+    assert placed(play.arrive("r1", adapter_id="a")) == [("r1", "w1")]
+
+
+def test_a_declined_load_is_not_asked_for_again_because_another_host_has_a_copy() -> None:
+    play = anole()
+    play.arrive("big", num_prompt_tokens=800, max_tokens=200)
+    play.moved("a", Residency.HOST, worker="w1")
+    play.seen("w2", capacity=ROOMY)
+    play.found(adapter("a"), worker="w2")
+    asked = play.arrive("r1", num_prompt_tokens=800, max_tokens=200, adapter_id="a")
+    assert kinds(asked) == ["Prefetch"]
+    assert placed(play.moved("a", Residency.ABSENT, worker="w2")) == [("r1", "w2")]
+
+
+def test_nobody_waits_for_an_adapter_that_comes_to_a_worker_that_drains() -> None:
+    play = anole()
+    play.arrive("r1", adapter_id="a")
+    play.seen("w1", capacity=ROOMY, loading=("a",), is_draining=True)
+    play.seen("w2", capacity=ROOMY)
+    play.found(adapter("a"), worker="w2")
+    (prefetch,) = play.later(0.1).arrive("r2", adapter_id="a")
+    assert prefetch == Prefetch(worker_id="w2", adapter_id="a", request_id="r2")

@@ -61,6 +61,8 @@ class ScriptedDevice:
     lease_faults: list[Exception] = field(default_factory=list)
     """Raised by the next loads, one each."""
     memory_fault: Exception | None = None
+    drop_faults: list[Exception] = field(default_factory=list)
+    """Raised by the next drops, one each."""
     copied_bytes: int | None = None
     """In host memory, beside the device's own; None: the device has none of its own."""
     dropped: list[AdapterId] = field(default_factory=list)
@@ -102,6 +104,8 @@ class ScriptedDevice:
             raise self.load_fault
 
     def drop_adapter(self, adapter: Adapter) -> None:
+        if self.drop_faults:
+            raise self.drop_faults.pop(0)
         self.dropped.append(adapter.adapter_id)
 
     def spare(self, num_bytes: int) -> int | None:

@@ -33,11 +33,19 @@ class Copier:
         self.pinned: set[int] = set()
         self.num_uploads = 0
         self.is_full = False
+        self.fault: Exception | None = None
+
+    def _fail_once(self) -> None:
+        fault, self.fault = self.fault, None
+        if fault is not None:
+            raise fault
 
     def pin(self, arena: Tensor) -> None:
+        self._fail_once()
         self.pinned.add(arena.data_ptr())
 
     def unpin(self, arena: Tensor) -> None:
+        self._fail_once()
         self.pinned.remove(arena.data_ptr())
 
     def upload(self, adapter: LoadedAdapter) -> LoadedAdapter:
@@ -206,3 +214,24 @@ def test_on_a_cpu_the_region_is_the_devices_memory(rig: Rig) -> None:
     assert memory.spare(10**9) is None
     assert memory.loaded(adapter).arena.isfinite().all()
     memory.close()
+
+
+def test_an_adapter_can_be_loaded_once_the_driver_pins_memory_again(rig: Rig) -> None:
+    rig.copier.fault = RuntimeError("cannot pin")
+    with pytest.raises(RuntimeError, match="cannot pin"):
+        rig.load("a", seed=3)
+    assert rig.tier.used_bytes == 0
+    assert torch.equal(
+        first_weights(rig.memory.loaded(rig.load("a", seed=3))),
+        first_weights(rig.memory.loaded(rig.load("b", seed=3))),
+    )
+
+
+def test_a_copy_that_cannot_be_unpinned_keeps_no_other_adapter_from_coming(rig: Rig) -> None:
+    for name in ("a", "b"):
+        rig.load(name)
+    rig.copier.fault = RuntimeError("cannot unpin")
+    adapter = rig.load("c")
+    assert rig.memory.loaded(adapter).layers
+    assert rig.memory.host_adapters == ("b", "c")
+    rig.copier.pinned = {copy.weights.arena.data_ptr() for copy in rig.memory._copies.values()}

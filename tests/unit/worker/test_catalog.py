@@ -101,3 +101,19 @@ def test_without_a_folder_there_are_no_adapters() -> None:
     assert catalog.records() == ()
     with pytest.raises(UnknownAdapter):
         catalog.find(X)
+
+
+def test_what_is_there_is_known_also_while_the_folder_is_looked_through(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = make_catalog(root)
+    seen = []
+
+    def looked(num_bytes: int) -> int:
+        seen.append(catalog.known(X))
+        return region_bytes(num_bytes)
+
+    monkeypatch.setattr("anole_worker.catalog.region_bytes", looked)
+    catalog.scan()
+    assert seen == [catalog.known(X)]
+    assert None not in seen

@@ -310,3 +310,25 @@ def test_more_sequences_than_places_all_end() -> None:
         ended |= endings(o for o in engine.complete_step(draw(step), now) if o.ending)
         engine.check_invariants()
     assert ended == dict.fromkeys(names, Ending.LENGTH)
+
+
+def test_an_adapter_that_nobody_here_waits_for_any_more_is_declined() -> None:
+    engine = make_engine(max_loads=1)
+    for name in ("a", "b", "b"):
+        engine.add(make_sequence(f"{name}{len(engine.sequences)}", adapter_name=name), 0)
+    assert [load.adapter.adapter_id for load in engine.plan_loads(0)] == ["a"]
+    engine.abort(RequestId("b1"), 0)
+    assert engine.collect_declined() == (), "another waits for it"
+    engine.abort(RequestId("b2"), 0)
+    engine.abort(RequestId("a0"), 0)
+    assert [declined.adapter_id for declined in engine.collect_declined()] == ["b"], "a comes"
+
+
+def test_a_hint_that_was_never_tried_is_declined_when_it_is_forgotten() -> None:
+    engine = make_engine(max_loads=1)
+    engine.add(make_sequence("r", adapter_name="a"), 0)
+    engine.plan_loads(0)
+    engine.prefetch(adapter("b"), 0)
+    engine.add(make_sequence("base"), 40)
+    engine.plan_step(40)
+    assert [declined.adapter_id for declined in engine.collect_declined()] == ["b"]

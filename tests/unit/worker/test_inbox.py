@@ -167,3 +167,22 @@ async def test_an_operators_word_is_heard() -> None:
         assert not inbox.drain_requested.is_set()
         await inbox.receive(Letter(WorkerDrainRequested()))
         assert inbox.drain_requested.is_set()
+
+
+async def test_a_second_copy_of_what_runs_here_is_not_given_back_while_draining() -> None:
+    bus = CountingBus()
+    outbox = Outbox(bus)
+    with ThreadPoolExecutor(1) as thread:
+        inbox = make_inbox(outbox, thread)
+        await inbox.receive(Letter(admitted("runs")))
+        assert inbox._loop.engine.plan_step(0) is not None
+        await inbox.drain(within_s=0)
+        await inbox.receive(Letter(admitted("runs")))
+        await outbox.put(SCHEDULER, message(0))
+        await outbox.put(SCHEDULER, message(1))
+        async with asyncio.TaskGroup() as tasks:
+            publishing = tasks.create_task(outbox.run())
+            async with asyncio.timeout(10):
+                await bus.has_three.wait()
+            publishing.cancel()
+    assert not any(isinstance(each, SequenceReturned) for each in bus.taken)

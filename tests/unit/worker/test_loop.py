@@ -18,7 +18,7 @@ from anole_shared.messages import (
 from anole_shared.telemetry import SpanName
 from anole_worker.core.residency import Residency as Held
 from anole_worker.core.step import Sampling
-from anole_worker.leases import LeaseRefused
+from anole_worker.leases import LeaseRefused, RegionInUse
 from tests.traffic import until
 from tests.unit.worker.engines import SIZES, make_engine, make_sequence
 from tests.unit.worker.loops import WORKER, KnownFiles, bench, resident
@@ -308,10 +308,31 @@ async def test_a_device_with_memory_of_its_own_gives_copies_back_and_keeps_its_a
 async def test_a_prefetch_for_which_there_is_no_room_is_declined_at_once() -> None:
     engine = make_engine(budget_bytes=SIZES["a"] - 1)
     async with bench(engine) as b:
-        b.loop.prefetch(AdapterId("a"), {})
+        await b.loop.prefetch(AdapterId("a"), {})
         await b.scheduler.until(lambda messages: bool(messages) and is_absent(messages[-1]))
     assert b.device.dropped == []
 
 
 def is_absent(message: Message) -> bool:
     return isinstance(message, AdapterResidencyChanged) and message.residency is Residency.ABSENT
+
+
+async def test_a_prefetch_of_an_adapter_that_is_not_known_is_declined_at_once() -> None:
+    async with bench() as b:
+        await b.loop.prefetch(AdapterId("unknown"), {})
+        await b.scheduler.until(lambda messages: bool(messages) and is_absent(messages[-1]))
+
+
+async def test_memory_that_cannot_be_given_back_ends_neither_the_loads_nor_the_other_drops() -> (
+    None
+):
+    async with bench() as b:
+        for name in ("a", "b", "c"):
+            await b.loop.admit(make_sequence(name, adapter_name=name, max_tokens=1), {})
+            await b.until_ended(name)
+        b.device.drop_faults = [RegionInUse("viewed"), RuntimeError("the driver says no")]
+        await b.loader.give_up(100)
+        assert len(b.device.dropped) == 1
+        await b.loop.admit(make_sequence("last", adapter_name="a", max_tokens=1), {})
+        await b.until_ended("last")
+    assert b.endings()["last"] is FinishReason.LENGTH

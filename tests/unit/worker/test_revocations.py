@@ -37,8 +37,12 @@ def memd(path: Path) -> socket.socket:
 
 
 @asynccontextmanager
-async def running(path: Path, give: int = 0, hangs: bool = False) -> AsyncIterator[None]:
+async def running(
+    path: Path, give: int = 0, hangs: bool = False, fault: Exception | None = None
+) -> AsyncIterator[None]:
     async def give_up(num_bytes: int) -> int:
+        if fault is not None:
+            raise fault
         if hangs:
             await asyncio.sleep(3600)
         return min(give, num_bytes)
@@ -113,3 +117,15 @@ async def test_it_connects_again_after_memd_was_gone(
                 await heard(third, DemandReported)
             with await accepted(memd) as fourth:
                 await heard(fourth, DemandReported)
+
+
+async def test_memory_that_cannot_be_given_back_is_an_answer_and_not_the_end(
+    memd: socket.socket, path: Path
+) -> None:
+    async with running(path, fault=RuntimeError("the driver says no")):
+        with memd, await accepted(memd) as connection:
+            for _ in range(2):
+                connection.send(encode(ASKED))
+                assert await heard(connection, RevocationAnswered) == RevocationAnswered(
+                    revocation_id=7, num_bytes=0, reason="the worker's log says why"
+                )

@@ -127,3 +127,24 @@ def test_a_step_without_time_says_nothing() -> None:
     for _ in range(9):
         seconds.learn(prompt_tokens=1, rows=1, seconds=0.0)
     assert not seconds.is_known
+
+
+def test_streams_are_not_left_out_for_long_by_many_steps_that_cost_more_than_their_tokens() -> None:
+    one = StepBudget(longest_s=0.3, token_gap_s=0.15)
+
+    def run(backlog: int) -> float:
+        share = one.share(rows=10, backlog=backlog)
+        rows = 10 if share.with_decodes else 0
+        seconds = 0.01 + share.prompt_tokens * 1e-5 + rows * 1e-4
+        one.learn(prompt_tokens=share.prompt_tokens, rows=rows, seconds=seconds)
+        return 0.0 if rows else seconds
+
+    for _ in range(100):
+        run(8000)
+        run(0)
+    waited_s, longest_s = 0.0, 0.0
+    for _ in range(500):
+        found_s = run(20)
+        waited_s = waited_s + found_s if found_s else 0.0
+        longest_s = max(longest_s, waited_s)
+    assert longest_s <= 2 * 0.3

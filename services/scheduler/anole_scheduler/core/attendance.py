@@ -1,6 +1,7 @@
 """What is heard of workers, and what follows for the requests they have."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from anole_scheduler.core.adapter import Adapter
 from anole_scheduler.core.cluster import Cluster
@@ -63,7 +64,8 @@ class Attendance:
     def recall(self, recalled: Recalled, now: float) -> None:
         """Know the workers that an earlier scheduler knew, for as long as a silent one is known.
 
-        So requests find a worker, and one that has the adapter, before the first report.
+        So requests find a worker, and one that has the adapter, before the first report. Loads are
+        not believed in: they may have been expected only, and nobody would tell of their end.
         """
         self._registry.recall(recalled.adapters)
         for seen in recalled.workers:
@@ -72,7 +74,8 @@ class Attendance:
             worker = self._join(seen, now)
             if worker is not None:
                 self.note_draining(worker, is_draining=seen.is_draining)
-                worker.report_adapters(_reported(seen), now, self._limits.load_timeout_s)
+                known = _reported(replace(seen, loading=()))
+                worker.report_adapters(known, now, self._limits.load_timeout_s)
 
     def note_draining(self, worker: Worker, *, is_draining: bool) -> None:
         """The worker will take nothing more, or takes requests (again)."""

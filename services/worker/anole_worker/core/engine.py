@@ -156,7 +156,7 @@ class Engine:
         self._loading.hint(adapter, now)
 
     def collect_declined(self) -> tuple[Adapter, ...]:
-        """What was to be prefetched and found no room: whoever asked must not expect it."""
+        """What was to be loaded and will not be: whoever asked must not expect it."""
         return self._loading.collect_declined()
 
     def retire(self, adapter: Adapter) -> None:
@@ -226,10 +226,8 @@ class Engine:
         rows = sorted((*decodes, *prompts), key=lambda row: row.adapter_order)
         self._in_step = Step(rows=tuple(rows))
         self._planned_s = now
-        self._load = {
-            "rows": len(decodes),
-            "prompt_tokens": sum(len(row.token_ids) for row in prompts),
-        }
+        num_prompt_tokens = sum(len(row.token_ids) for row in prompts)
+        self._load = {"rows": len(decodes), "prompt_tokens": num_prompt_tokens}
         return self._in_step
 
     def _share(self) -> StepShare:
@@ -375,6 +373,7 @@ class Engine:
             self._let_go(sequence, now)
         else:
             self._waiting.remove(sequence)
+            self._loading.left(sequence.adapter, self._waiting.adapters)
         sequence.move_to(Phase.FINISHED)
 
     def _let_go(self, sequence: Sequence, now: float) -> None:

@@ -70,7 +70,19 @@ class Loading:
     def _forget_oldest_hint(self) -> None:
         oldest = next(iter(self._hints))
         del self._hints[oldest]
-        self._new_hints.pop(oldest, None)
+        if oldest in self._new_hints:
+            del self._new_hints[oldest]
+            self.left(oldest, ())
+
+    def left(self, adapter: Adapter | None, waiting: Collection[Adapter]) -> None:
+        """One that needed the adapter waits no more; waiting: what the others need.
+
+        If no load has begun for it, and nobody else needs it, none will.
+        """
+        if adapter is None or adapter in waiting or adapter in self._new_hints:
+            return
+        if self._is_absent(adapter):
+            self._declined.append(adapter)
 
     def wanted(
         self, waiting: Collection[Adapter], now: float, kept: Collection[Adapter] = ()
@@ -146,7 +158,7 @@ class Loading:
                     self._declined.append(adapter)
 
     def collect_declined(self) -> tuple[Adapter, ...]:
-        """The hinted adapters for which there was no room, since the last call."""
+        """The adapters that were to be loaded and will not be, since the last call."""
         declined, self._declined = tuple(self._declined), []
         return declined
 

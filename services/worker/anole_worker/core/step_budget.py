@@ -119,6 +119,8 @@ class StepBudget:
         """At or above, a step's prompts are among the largest."""
         self._waited_s = 0.0
         """What streams have been left out of since they last had a token."""
+        self._expected_s = 0.0
+        """Of that, what is not known yet: the part of the step that runs."""
         self._gap_s = 0.0
         """Between two tokens of a stream, lately."""
         self._since_s = 0.0
@@ -130,6 +132,10 @@ class StepBudget:
         if rows:
             self._gap_s += (1 - _FADES) * (self._since_s - self._gap_s)
             self._since_s = self._waited_s = 0.0
+        elif self._expected_s:
+            # A short step costs more than its tokens: by these alone many would seem to be nothing.
+            self._waited_s += seconds - self._expected_s
+        self._expected_s = 0.0
 
     def share(self, *, rows: int, backlog: int) -> StepShare:
         """The next step's; rows: sequences that decode; backlog: prompt tokens that wait."""
@@ -147,7 +153,8 @@ class StepBudget:
         if goes_alone and self._waited_s < self._longest_s:
             # What streams still wait for at most, in one step rather than two.
             tokens = self._bounded(backlog, self._waited_s - self._longest_s)
-            self._waited_s += tokens * self.seconds.token_s
+            self._expected_s = tokens * self.seconds.token_s
+            self._waited_s += self._expected_s
             return StepShare(tokens, with_decodes=False)
         self._waited_s = 0.0
         other_s = min(self.seconds.decode_s(rows), self._longest_s / 2)

@@ -6,6 +6,7 @@ so that the next load is an upload alone.
 """
 
 import logging
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -157,12 +158,11 @@ class TieredAdapters:
         self._release(self._tier.begin(adapter, self._now()))
         if not is_copied:
             try:
-                copy = self._copies[adapter] = self._read(file, headers)
+                self._copies[adapter] = self._pinned(self._read(file, headers))
             except BaseException:
                 self._tier.failed(adapter)
                 self._note()
                 raise
-            self._mover.pin(copy.weights.arena)
             self._tier.read(adapter)
         try:
             self._on_device[adapter] = self._mover.upload(self._copies[adapter].weights)
@@ -186,11 +186,25 @@ class TieredAdapters:
                     raise
                 self._release((spared,))
 
+    def _pinned(self, copy: _Copy) -> _Copy:
+        try:
+            self._mover.pin(copy.weights.arena)
+        except BaseException as error:
+            # The frame that failed has a view of the region.
+            traceback.clear_frames(error.__traceback__)
+            copy.release()
+            raise
+        return copy
+
     def _release(self, adapters: Iterable[Adapter]) -> None:
+        """One that stays, since the driver or a view holds it, keeps no other from going."""
         for adapter in adapters:
             copy = self._copies.pop(adapter)
-            self._mover.unpin(copy.weights.arena)
-            copy.release()
+            try:
+                self._mover.unpin(copy.weights.arena)
+                copy.release()
+            except Exception:
+                log.exception("the copy of %s stays in host memory", adapter.adapter_id)
 
     def spare(self, num_bytes: int) -> int:
         """The copies that are worth least go first, whether the device has the adapter or not."""

@@ -33,7 +33,7 @@ class ResidentFirst:
         overtake_s: float,
         overtake_depth: int,
     ) -> None:
-        """overtake_depth: requests that may stand aside at once."""
+        """overtake_depth: requests that may stand aside at once; 0: nobody is passed."""
         self._ordering = ordering
         self._pace = pace
         self._shares = shares
@@ -123,7 +123,8 @@ class ResidentFirst:
         """Let the head start or step aside; else it is the head still, and was tried."""
         adapter_id = head.request.adapter_id
         among = self._untried.take(dispatch.workers)
-        if adapter_id is None or head.request.request_id in self._urgent:
+        is_urgent = head.request.request_id in self._urgent or self._overtake_depth == 0
+        if adapter_id is None or is_urgent:
             dispatch.offer(head, among=among)
             return
 
@@ -134,8 +135,8 @@ class ResidentFirst:
             return
         if dispatch.choose(head, among=among) is None:
             return
-        states = {worker.residency(adapter_id) for worker in dispatch.workers}
-        if head.is_prefetched and states == {Residency.ABSENT}:
+        states = {each.residency(adapter_id) for each in dispatch.workers if not each.is_draining}
+        if head.is_prefetched and states <= _FAR:
             # It was asked for, and has not come or gone again: let the worker see to it.
             dispatch.offer(head, among=among)
         elif len(self._aside) < self._overtake_depth:
@@ -188,6 +189,10 @@ class ResidentFirst:
         assert list(self._since_s.values()) == sorted(self._since_s.values())
         assert self._aside.keys() <= self._since_s.keys()
         assert all(request_id in self._line for request_id in self._urgent)
+
+
+_FAR = frozenset({Residency.ABSENT, Residency.HOST})
+"""Where no request can run with an adapter, and nobody is about to change that."""
 
 
 @dataclass(frozen=True, slots=True)
