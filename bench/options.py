@@ -18,6 +18,7 @@ on a wall is meant). All of it takes about ten minutes, --quick under two.
   anole bench                        all sections; writes bench/results/<date>-<machine>.json
   anole bench steps loads            two of them, printed only
   anole bench --quick                a first look, printed only
+  anole bench fit --out FILE         this machine as a profile: then anole sim --profile FILE
   python -m bench.report FILE        the tables of docs/performance.md out of that file
 
 sections:
