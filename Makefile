@@ -42,7 +42,7 @@ format: install-dev ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install-dev ## measure for ten minutes (BENCH=--help says what, BENCH=--quick is shorter)
+bench: install-dev ## measure for a quarter of an hour (BENCH=--help says what, BENCH=--quick is shorter)
 	OMP_NUM_THREADS=1 $(BIN)/anole bench $(BENCH)
 
 bench-memd: install-dev ## give a real guest's memory back, stock and by memd (BENCH=--quick: 5 minutes)

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def _out(given: argparse.Namespace, began: datetime) -> Path | None:
 
 def _measured(section: Section, plan: Plan) -> dict[str, Any]:
     """The section's tables, printed too, and how busy the machine was meanwhile."""
+    plan = replace(plan, kept={})
     before, begin = os.getloadavg()[0], time.monotonic()
     tables = section.measure(plan)
     seconds = time.monotonic() - begin
@@ -97,4 +99,5 @@ def _measured(section: Section, plan: Plan) -> dict[str, Any]:
         "tables": [table.to_json() for table in tables],
         "seconds": round(seconds, 1),
         "load_average": [round(before, 2), round(os.getloadavg()[0], 2)],
+        **plan.kept,
     }

@@ -13,11 +13,12 @@ Measure what Anole costs on this machine, each figure beside the physical limit.
 
 Both sides of every comparison run in this process tree, on one thread, in turns: a busy machine
 slows them alike, and the figures are medians over the rounds of CPU time (wall time where a clock
-on a wall is meant). All of it takes about ten minutes, --quick under two.
+on a wall is meant). All of it takes about a quarter of an hour, --quick about four minutes.
 
   anole bench                        all sections; writes bench/results/<date>-<machine>.json
   anole bench steps loads            two of them, printed only
   anole bench --quick                a first look, printed only
+  anole bench fit --out FILE         this machine as a profile: then anole sim --profile FILE
   python -m bench.report FILE        the tables of docs/performance.md out of that file
 
 sections:

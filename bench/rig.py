@@ -97,10 +97,10 @@ class Rig:
         for step in self.prompts([None] * num_rows, num_tokens):
             self.device.run(step)
 
-    def decode(self, adapters: Sequence[Adapter | None]) -> Step:
-        """One new token for each row, as the last of CONTEXT tokens."""
+    def decode(self, adapters: Sequence[Adapter | None], context: int = CONTEXT) -> Step:
+        """One new token for each row, as the last of so many tokens."""
         return _step(
-            self._row(index, adapter, CONTEXT - 1, 1, CONTEXT)
+            self._row(index, adapter, context - 1, 1, context)
             for index, adapter in enumerate(adapters)
         )
 

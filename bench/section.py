@@ -3,8 +3,9 @@
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from anole_shared.errors import ConfigurationError
 from bench.table import Table
@@ -24,6 +25,8 @@ class Plan:
     """For a first look: fewer cases and sizes."""
     device: str = "cpu"
     """What the worker runs on, as its setting has it."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What a section leaves for programs in the results' file, beside its tables."""
 
     @property
     def is_on_gpu(self) -> bool:
@@ -69,6 +72,7 @@ SECTIONS = {
         Section("policies", "which eviction policy hits most (simulated, the real ledger)"),
         Section("live", "broker, store and scheduler with workers that answer at once"),
         Section("decisions", "events a second of the scheduler's core with a long line, by policy"),
+        Section("fit", "this machine as a profile for anole sim, and how far off that is"),
         Section("overhead", "the whole stack over HTTP against the worker alone"),
     )
 }

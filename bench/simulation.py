@@ -1,6 +1,7 @@
-"""Puts the simulator's results into docs/simulation.md, as bench.report does for the benchmark's.
+r"""Puts the simulator's results into docs/simulation.md, as bench.report does for the benchmark's.
 
-python -m bench.simulation bench/results/sim-golden.json bench/results/sim-paper.json
+python -m bench.simulation bench/results/sim-golden.json bench/results/sim-paper.json \
+    bench/results/<date>-fit-<machine>.json
 """
 
 import argparse
@@ -11,6 +12,7 @@ from typing import Any
 import orjson
 
 from anole_sim.report import Table
+from bench import report
 from bench.machine import SOURCE
 from bench.report import fill
 
@@ -28,8 +30,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.simulation", description=__doc__)
     parser.add_argument("results", type=Path, nargs="+", metavar="FILE")
     given = parser.parse_args()
-    found = [one for path in given.results for one in orjson.loads(path.read_bytes())["tables"]]
+    results = [orjson.loads(path.read_bytes()) for path in given.results]
+    found = [one for result in results for one in result.get("tables", ())]
     blocks = {one["name"]: table_of(one).markdown() for one in found}
+    blocks |= {name: one.markdown() for name, one in report.tables(results).items()}
     PAGE.write_text(fill(PAGE.read_text(), blocks))
     return 0
 

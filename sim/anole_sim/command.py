@@ -10,10 +10,11 @@ import orjson
 
 from anole_shared.errors import ConfigurationError
 from anole_shared.settings import load
-from anole_sim import golden, paper, plots
+from anole_sim import golden, paper, plots, profile_file
 from anole_sim.faults import Faults
 from anole_sim.predictors import PREDICTORS
 from anole_sim.profile import LINKS, PROFILES
+from anole_sim.profile_file import Fitted
 from anole_sim.report import SUMMARY, SUMMARY_NOTE, Cell, Table, golden_table, summary_row
 from anole_sim.settings import SimSettings
 from anole_sim.simulate import Case, simulate
@@ -29,6 +30,7 @@ of the workers says what each step would take.
   anole sim --rate 9 --system slora anole --link fit        one load, two systems, a slow link
   anole sim --trace mytrace.csv --rate 0 --scale 1          a trace's own arrival times
   anole sim --workers 8 --rate 60 --popularity zipf         a cluster
+  anole sim --profile fit.json --rate 0.5     this machine, of anole bench fit --out fit.json
   anole sim --faults                          lose, delay and double messages, let workers die
   anole sim --golden                          check against S-LoRA's published figures
   anole sim --paper                           every figure of Chameleon's, and ours
@@ -81,8 +83,13 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what serves it")
-    group.add_argument("--profile", choices=PROFILES, default="a40-7b", help="%(default)s")
-    group.add_argument("--link", choices=LINKS, default="pcie", help="adapters' way to the device")
+    group.add_argument(
+        "--profile", default="a40-7b",
+        help=f"{', '.join(PROFILES)}, or a file of `anole bench fit --out FILE` (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--link", choices=LINKS, help="adapters' way to the device (a file's own, else pcie)"
+    )
     group.add_argument("--workers", type=int, default=1, help="%(default)s")
     group.add_argument("--slots", type=int, help="tokens of memory, instead of the profile's")
     group.add_argument(
@@ -107,42 +114,48 @@ def _compare(given: argparse.Namespace, folder: Path | None) -> Table:
     names = given.system or ["slora", "chameleon", "anole"]
     if min(rates) < 0 or given.workers < 1 or given.duration <= 0:
         raise ConfigurationError("rates are at least 0, workers 1, and a run takes some time")
+    machine = profile_file.find(given.profile, given.link)
+    if given.slots:
+        machine = replace(machine, profile=machine.profile.with_slots(given.slots))
     rows: list[tuple[Cell, ...]] = []
     lines: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     slo = 0.0
     for rate in rates:
         for name in names:
-            case = _case(given, folder, name, rate)
+            case = _case(given, _plan(given, folder, rate), name, machine)
             found = simulate(case)
             rows.append(summary_row(name, rate, case.link.name, found))
             lines[name].append((rate, found.ttft_p99))
             slo = found.ttft_slo
     if given.plot:
         plots.draw(given.plot, {given.trace: lines}, y="TTFT P99, s", slo=slo)
-    title = f"{given.trace} on {given.workers} x {given.profile}, {given.duration:g} s"
+    title = f"{given.trace} on {given.workers} x {machine.profile.name}, {given.duration:g} s"
     return Table(name="study", title=title, columns=SUMMARY, rows=tuple(rows), note=SUMMARY_NOTE)
 
 
-def _case(given: argparse.Namespace, folder: Path | None, name: str, rate: float) -> Case:
-    profile = PROFILES[given.profile]
+def _case(given: argparse.Namespace, plan: Plan, name: str, machine: Fitted) -> Case:
     return Case(
         system=replace(SYSTEMS[name], predictor=given.predictor),
-        plan=Plan(
-            trace=given.trace,
-            folder=folder,
-            scale=given.scale,
-            rate=rate,
-            duration_s=given.duration,
-            cv=given.cv,
-            num_adapters=given.adapters,
-            popularity=given.popularity,
-            seed=given.seed,
-        ),
-        profile=profile.with_slots(given.slots) if given.slots else profile,
-        link=LINKS[given.link],
+        plan=plan,
+        profile=machine.profile,
+        link=machine.link,
         num_workers=given.workers,
         faults=Faults(seed=given.seed) if given.faults else None,
         is_checked=given.check,
+    )
+
+
+def _plan(given: argparse.Namespace, folder: Path | None, rate: float) -> Plan:
+    return Plan(
+        trace=given.trace,
+        folder=folder,
+        scale=given.scale,
+        rate=rate,
+        duration_s=given.duration,
+        cv=given.cv,
+        num_adapters=given.adapters,
+        popularity=given.popularity,
+        seed=given.seed,
     )
 
 

@@ -40,16 +40,22 @@ class Fixed:
 class Shared:
     """The worker's step budget; prompts by virtual deadline: when they came, and their cost."""
 
-    def __init__(self, budget: StepBudget, weight: float) -> None:
-        """weight: seconds later for each second that the prompt takes."""
+    def __init__(self, budget: StepBudget, *, token_budget: int, weight: float) -> None:
+        """token_budget: a step's most tokens, decodes included.
+
+        weight: seconds later for each second that the prompt takes.
+        """
         self._budget = budget
+        self._token_budget = token_budget
         self._weight = weight
 
     def key(self, sequence: Sequence, profile: Profile) -> float:
         return sequence.arrived_s + self._weight * profile.prefill_s(sequence.prompt, sequence.rank)
 
     def share(self, *, rows: int, backlog: int) -> StepShare:
-        return self._budget.share(rows=rows, backlog=backlog)
+        share = self._budget.share(rows=rows, backlog=backlog)
+        most = self._token_budget - (rows if share.with_decodes else 0)
+        return StepShare(min(share.prompt_tokens, max(most, 0)), with_decodes=share.with_decodes)
 
     def learn(self, *, prompt_tokens: int, rows: int, seconds: float) -> None:
         self._budget.learn(prompt_tokens=prompt_tokens, rows=rows, seconds=seconds)

@@ -145,7 +145,13 @@ def _engine(system: System, profile: Profile, link: Link) -> Engine:
 def _pace(system: System) -> Pace:
     if system.pace == "fixed":
         return Fixed(2048)
-    return Shared(StepBudget(longest_s=system.longest_s, alone_share=system.alone_share), 0.0)
+    budget = StepBudget(
+        longest_s=system.longest_s,
+        token_gap_s=system.token_gap_s,
+        alone_share=system.alone_share,
+        max_tokens=system.token_budget,
+    )
+    return Shared(budget, token_budget=system.token_budget, weight=system.prompt_weight)
 
 
 def _capacity(system: System, profile: Profile) -> Capacity:

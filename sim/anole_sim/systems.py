@@ -37,7 +37,12 @@ class System:
     """How prompts are cut where the engine cuts them: fixed, or shared (the worker's budget)."""
     longest_s: float = 0.45
     """Of the step budget: what a step may take, three times the promised gap between tokens."""
+    token_gap_s: float = 0.15
     alone_share: float = 0.15
+    token_budget: int = 8192
+    """A step's most tokens, decodes included."""
+    prompt_weight: float = 0.0
+    """By how many times the seconds that a prompt takes its deadline is later."""
 
 
 _SLORA = System(
