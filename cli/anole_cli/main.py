@@ -13,7 +13,6 @@ from anole_cli.groups import GROUPS
 from anole_shared import logs
 from anole_shared.errors import AnoleError, ConfigurationError
 from anole_shared.settings import CommonSettings, unknown_variables
-from anole_sim import command as sim
 from anole_sim.settings import SimSettings
 
 log = logging.getLogger("anole")
@@ -38,7 +37,8 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # n
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors of ours into one readable line and exit status 1."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser(words[:1]).parse_args(words)
     try:
         common = read(CommonSettings, arguments)
         logs.set_up(common.log_level, common.log_format)
@@ -67,7 +67,8 @@ def _ours(fault: BaseException) -> list[AnoleError]:
     return [one for inner in found for one in inner] if all(found) else []
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
+    """asked: the subcommand, so that only it need be able to run here."""
     parser = argparse.ArgumentParser(
         prog="anole", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_health(commands)
     _add_drain(commands)
     _add_bench(commands)
-    _add_sim(commands)
+    _add_sim(commands, is_asked="sim" in asked)
     return parser
 
 
@@ -233,8 +234,16 @@ def _add_bench(commands: Commands) -> None:
     bench.add_arguments(parser)
 
 
-def _add_sim(commands: Commands) -> None:
+def _add_sim(commands: Commands, *, is_asked: bool) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        from anole_sim import command
+
+        return command.run(arguments)
+
     parser = _add(
-        commands, "sim", "simulate the scheduler on production traces, in virtual time", sim.run
+        commands, "sim", "simulate the scheduler on production traces, in virtual time", run
     )
-    sim.add_arguments(parser)
+    if is_asked:  # an image of one service does not have all that it needs
+        from anole_sim import command
+
+        command.add_arguments(parser)
