@@ -155,3 +155,14 @@ def test_nobody_waits_for_an_adapter_that_comes_to_a_worker_that_drains() -> Non
     play.found(adapter("a"), worker="w2")
     (prefetch,) = play.later(0.1).arrive("r2", adapter_id="a")
     assert prefetch == Prefetch(worker_id="w2", adapter_id="a", request_id="r2")
+
+
+def test_a_declined_load_is_not_asked_for_again_because_a_full_worker_has_the_adapter() -> None:
+    play = anole()
+    play.moved("a", Residency.RESIDENT)
+    play.arrive("big", num_prompt_tokens=800, max_tokens=200, adapter_id="a")
+    play.seen("w2", capacity=ROOMY)
+    play.found(adapter("a"), worker="w2")
+    asked = play.arrive("r1", num_prompt_tokens=800, max_tokens=100, adapter_id="a")
+    assert kinds(asked) == ["Prefetch"]
+    assert placed(play.moved("a", Residency.ABSENT, worker="w2")) == [("r1", "w2")]

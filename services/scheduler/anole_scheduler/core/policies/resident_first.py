@@ -136,8 +136,8 @@ class ResidentFirst:
         if dispatch.choose(head, among=among) is None:
             return
         states = {each.residency(adapter_id) for each in dispatch.workers if not each.is_draining}
-        if head.is_prefetched and states <= _FAR:
-            # It was asked for, and has not come or gone again: let the worker see to it.
+        if head.is_prefetched and Residency.LOADING not in states:
+            # It was asked for, and has not come, has gone again, or is where there is no room.
             dispatch.offer(head, among=among)
         elif len(self._aside) < self._overtake_depth:
             self._step_aside(head, adapter_id, now)
@@ -189,10 +189,6 @@ class ResidentFirst:
         assert list(self._since_s.values()) == sorted(self._since_s.values())
         assert self._aside.keys() <= self._since_s.keys()
         assert all(request_id in self._line for request_id in self._urgent)
-
-
-_FAR = frozenset({Residency.ABSENT, Residency.HOST})
-"""Where no request can run with an adapter, and nobody is about to change that."""
 
 
 @dataclass(frozen=True, slots=True)
