@@ -38,7 +38,8 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # n
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors of ours into one readable line and exit status 1."""
-    arguments = _parser().parse_args(argv)
+    words, program = memd.without_program(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(words, argparse.Namespace(behind_dashes=program))
     try:
         common = read(CommonSettings, arguments)
         logs.set_up(common.log_level, common.log_format)

@@ -167,7 +167,11 @@ class Lessor:
         """
         lease = self._books.ledger.lease(lease_id)
         if lease is None or holder not in {None, lease.holder}:
-            raise NoRegion(f"this process holds no lease {lease_id}: lease anew")
+            raise NoRegion(
+                f"there is no lease {lease_id}: `anole memd list` shows them"
+                if holder is None
+                else f"this process holds no lease {lease_id}: lease anew"
+            )
         expires_s = None if ttl_s is None else now + _checked(ttl_s)
         state = lease.state if holder is None else LeaseState.HELD
         self._books.commit([LeaseMoved(lease_id=lease_id, state=state, expires_s=expires_s)])
