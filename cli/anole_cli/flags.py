@@ -75,6 +75,10 @@ def _flag(variable: str) -> str:
 def _help(info: FieldInfo) -> str:
     text = info.description or ""
     default = info.default
-    if default is None or info.default_factory is not None or str(default) == "PydanticUndefined":
+    if (
+        default in {None, ""}
+        or info.default_factory is not None
+        or str(default) == "PydanticUndefined"
+    ):
         return text
     return f"{text} (default {default})"

@@ -37,8 +37,9 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # n
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn errors of ours into one readable line and exit status 1."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    arguments = _parser(words[:1]).parse_args(words)
+    words, program = memd.without_program(sys.argv[1:] if argv is None else argv)
+    given = argparse.Namespace(behind_dashes=program)
+    arguments = _parser(words[:1]).parse_args(words, given)
     try:
         common = read(CommonSettings, arguments)
         logs.set_up(common.log_level, common.log_format)

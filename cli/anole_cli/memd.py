@@ -35,6 +35,17 @@ def size(text: str) -> int:
     return int(found[1]) * unit
 
 
+def without_program(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line, and the program behind its two dashes.
+
+    argparse alone takes no option between a lease's size and its program.
+    """
+    if "--" not in words or words[0] != "memd":
+        return list(words), []
+    at = words.index("--")
+    return list(words[:at]), list(words[at + 1 :])
+
+
 def add_commands(parser: argparse.ArgumentParser) -> None:
     """Give `anole memd` its commands; alone, it serves."""
     commands = parser.add_subparsers(metavar="COMMAND", title="commands to a running memd")
@@ -54,9 +65,14 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
         "NUMA node), and its size in ANOLE_REGION_BYTES. The lease ends when the command does.\n",
     )
     lease.add_argument("size", type=size, help="at least so much, e.g. 512MiB")
-    lease.add_argument("--ttl", type=float, help="seconds; it ends unless it is renewed by then")
+    lease.add_argument(
+        "--ttl",
+        type=float,
+        help="seconds; it ends unless it is renewed by then, and its region is stuck until "
+        "whoever uses it has ended",
+    )
     lease.add_argument("--wait", type=float, default=0.0, help="seconds to wait for room (0)")
-    _add_program(lease, required=False)
+    _add_program(lease)
     renew = _add(commands, "renew", "let a lease with a time last longer", _renew)
     renew.add_argument("lease", help="its id")
     renew.add_argument("--ttl", type=float, help="seconds from now; none: until its holder ends")
@@ -82,7 +98,7 @@ def _add_run(commands: Commands) -> None:
     parser.add_argument(
         "--cgroup", metavar="DIR", help="a control group (v2) delegated to this user, empty"
     )
-    _add_program(parser, required=True)
+    _add_program(parser)
 
 
 def _add(
@@ -107,13 +123,17 @@ def _add_force(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_program(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def _add_program(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "program",
-        nargs="+" if required else "*",
+        nargs="*",
         metavar="-- PROGRAM ARGUMENT",
         help="behind two dashes",
     )
+
+
+def _program(arguments: argparse.Namespace) -> list[str]:
+    return [*arguments.program, *arguments.behind_dashes]
 
 
 def _client(arguments: argparse.Namespace) -> MemdClient:
@@ -156,12 +176,16 @@ def _renew(arguments: argparse.Namespace) -> int:
 
 def _release(arguments: argparse.Namespace) -> int:
     with _client(arguments) as memd:
+        if arguments.lease not in {region.lease_id for region in memd.regions()}:
+            raise ConfigurationError(
+                f"there is no lease {arguments.lease}: `anole memd list` shows them"
+            )
         memd.release(LeaseId(arguments.lease), force=arguments.force)
     return 0
 
 
 def _lease(arguments: argparse.Namespace) -> int:
-    program: Sequence[str] = arguments.program
+    program = _program(arguments)
     with _client(arguments) as memd:
         lease, descriptor = memd.lease(
             arguments.size,
@@ -198,16 +222,21 @@ def _become(program: Sequence[str], variables: dict[str, str]) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    program = _program(arguments)
+    if not program:
+        raise ConfigurationError(
+            "which program? Put it behind two dashes: anole memd run --memory 512MiB -- PROGRAM"
+        )
     supervisor = Supervisor(
         read(CommonSettings, arguments).memd_socket,
         memory_bytes=arguments.memory,
         wait_s=arguments.wait,
         cgroups=Path(arguments.cgroup) if arguments.cgroup else None,
     )
-    ended = asyncio.run(run(supervisor, arguments.program))
+    ended = asyncio.run(run(supervisor, program))
     if ended.is_out_of_memory:
         print(
-            f"anole: {arguments.program[0]} was killed: it needs more than the "
+            f"anole: {program[0]} was killed: it needs more than the "
             f"{arguments.memory} bytes of its region; give it more with --memory",
             file=sys.stderr,
         )

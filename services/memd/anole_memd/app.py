@@ -98,6 +98,7 @@ class MemdService:
             parts.lessor.something_changed()
 
         parts.books.on_change = on_change
+        parts.revoker.on_change = on_change
         return server
 
     async def _serve(
@@ -180,6 +181,7 @@ class MemdService:
             books=books,
             keeper=keeper,
             lessor=lessor,
+            revoker=revoker,
             pilot=pilot,
             desk=desk,
             metrics=metrics,
@@ -206,6 +208,7 @@ class _Parts:
     books: Books
     keeper: Keeper
     lessor: Lessor
+    revoker: Revoker
     pilot: Pilot
     desk: Desk
     metrics: Metrics

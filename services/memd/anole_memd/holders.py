@@ -25,7 +25,7 @@ class HolderWatch:
         self._pidfds: dict[Holder, int] = {}
 
     def add(self, holder: Holder) -> bool:
-        """Watch a holder; False where it has ended already, or cannot be seen."""
+        """Watch a holder; False where it has ended already, or cannot be watched."""
         if holder in self._pidfds:
             return True
         if holder.pid == 0:
@@ -33,6 +33,9 @@ class HolderWatch:
         try:
             pidfd = os.pidfd_open(holder.pid)
         except ProcessLookupError:
+            return False
+        except OSError as fault:  # no descriptor is left: it is looked for in /proc instead
+            log.warning("the end of process %d will be heard of late: %s", holder.pid, fault)
             return False
         if processes.start_ticks(holder.pid, self._proc) != holder.started:
             os.close(pidfd)

@@ -33,6 +33,7 @@ _CRC_CHARS = 8
 _COMPACT_BYTES = 256 * KiB
 _COMPACT_FACTOR = 4
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 
 Snapshot = Callable[[], Sequence[Record]]
 
@@ -90,15 +91,12 @@ class Journal:
         lines = _line(orjson.dumps(self._header)) + _line(orjson.dumps(self._snapshot()))
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                _write(file, lines)
-                os.fsync(file)
-                fresh.replace(self._path)
-            except OSError:
-                os.close(file)
-                raise
-            self._sync_folder()
+                file = self._replaced(fresh, lines)
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except OSError as fault:
             self._compact_at = max(self._compact_at, 2 * self._size)
             with suppress(OSError):
@@ -126,18 +124,29 @@ class Journal:
             raise self._fault(fault) from fault
         self._size += len(line)
 
-    def _sync_folder(self) -> None:
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _replaced(self, fresh: Path, lines: bytes) -> int:
+        """The descriptor of a new file that has taken the old one's place."""
+        how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        file = os.open(fresh, how, 0o600)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            _write(file, lines)
+            os.fsync(file)
+            fresh.replace(self._path)
+        except OSError:
+            os.close(file)
+            raise
+        return file
 
     def _fault(self, fault: OSError) -> JournalFull | ConfigurationError:
         if fault.errno in _NO_ROOM:
             return JournalFull(
                 f"no room for memd's journal {self._path} ({fault.strerror}): free some disk space "
                 "there, or set ANOLE_MEMD_JOURNAL to a path that has some"
+            )
+        if fault.errno in _NO_DESCRIPTORS:
+            return JournalFull(
+                f"memd's journal {self._path} cannot be written anew now ({fault.strerror}): "
+                "raise the limit of open files (ulimit -n), or release leases"
             )
         return ConfigurationError(
             f"memd's journal {self._path} cannot be written ({fault.strerror}): set "

@@ -199,8 +199,11 @@ class Keeper:
 
     async def retry(self, now: float) -> None:
         """Try what is stuck once more, where it is due; pauses double from half a second."""
-        stuck = [r for r in self._books.ledger.regions if r.state is RegionState.STUCK]
+        ledger = self._books.ledger
+        stuck = [r for r in ledger.regions if r.state is RegionState.STUCK]
         for region in stuck:
+            if ledger.region(region.region_id) is not region:
+                continue  # it has changed while another one was tried
             retry = self._retries.setdefault(region.region_id, _Retry(0, 0.0))
             if retry.num_tries >= MAX_TRIES or retry.due_s > now:
                 continue
@@ -225,10 +228,7 @@ class Keeper:
             return
         ledger = self._books.ledger
         if is_shrinking:
-            for region in list(ledger.free_regions()):
-                if ledger.sizes.plugged - region.num_bytes >= ledger.requested_bytes:
-                    with suppress(BackendError):
-                        await self.unplug(region.region_id)
+            await self._shrink()
             return
         for slot in slots:
             room = ledger.requested_bytes - ledger.sizes.plugged
@@ -238,6 +238,15 @@ class Keeper:
                 except (LeaseRefused, JournalFull) as fault:
                     log.warning("%s is not plugged: %s", slot.region_id, fault)
                     return
+
+    async def _shrink(self) -> None:
+        ledger = self._books.ledger
+        for region in list(ledger.free_regions()):
+            if ledger.region(region.region_id) is not region:
+                continue  # it was leased while another one was unplugged
+            if ledger.sizes.plugged - region.num_bytes >= ledger.requested_bytes:
+                with suppress(BackendError):
+                    await self.unplug(region.region_id)
 
 
 def _trouble_of(fault: BackendError) -> Trouble:

@@ -87,18 +87,25 @@ class Lessor:
 
         Who does not wait is not held up by those who do.
         """
-        if asked.wait_s <= 0:
+        if not asked.wait_s > 0:  # no number (NaN) is no wait
             return await self._grant(holder, asked, label, purpose, now)
         wait_s = min(asked.wait_s, _MAX_WAIT_S)
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         refusal = OverBudget(f"others have been waiting for {wait_s:.1f} s before this")
         try:
-            async with asyncio.timeout(wait_s), self._queue:
+            async with asyncio.timeout(wait_s) as limit, self._queue:
                 while True:
                     self._changed.clear()
+                    # What the backend has begun is seen to its end: only waiting is cut short.
+                    ends_s = limit.when()
+                    limit.reschedule(None)
+                    waited_s = loop.time() - began_s
                     try:
-                        return await self._grant(holder, asked, label, purpose, now)
+                        return await self._grant(holder, asked, label, purpose, now + waited_s)
                     except OverBudget as full:
                         refusal = full
+                    limit.reschedule(ends_s)
                     await self._changed.wait()
                     if not processes.is_alive(holder.pid, holder.started):
                         raise refusal
@@ -160,7 +167,11 @@ class Lessor:
         """
         lease = self._books.ledger.lease(lease_id)
         if lease is None or holder not in {None, lease.holder}:
-            raise NoRegion(f"this process holds no lease {lease_id}: lease anew")
+            raise NoRegion(
+                f"there is no lease {lease_id}: `anole memd list` shows them"
+                if holder is None
+                else f"this process holds no lease {lease_id}: lease anew"
+            )
         expires_s = None if ttl_s is None else now + _checked(ttl_s)
         state = lease.state if holder is None else LeaseState.HELD
         self._books.commit([LeaseMoved(lease_id=lease_id, state=state, expires_s=expires_s)])
@@ -210,7 +221,8 @@ class Lessor:
     async def sweep(self, now: float) -> None:
         """End leases whose time has run out, and detached ones whose region nobody uses."""
         for lease in self._books.ledger.expired(now):
-            await self._end(lease, "not renewed in time")
+            if self._books.ledger.lease(lease.lease_id) is lease:  # else renewed meanwhile
+                await self._end(lease, "not renewed in time")
         detached: defaultdict[Holder, int] = defaultdict(int)
         for lease in self._books.ledger.leases:
             detached[lease.holder] += lease.state is LeaseState.DETACHED
@@ -226,7 +238,9 @@ class Lessor:
             if lease.state is not LeaseState.DETACHED:
                 continue
             try:
-                if await backend.is_released(lease.region_id, timeout_s=_SWEEP_TIMEOUT_S):
+                is_released = await backend.is_released(lease.region_id, timeout_s=_SWEEP_TIMEOUT_S)
+                # A holder that is back meanwhile has not given it up.
+                if is_released and self._books.ledger.lease(lease.lease_id) is lease:
                     await self._end(lease, "given up")
             except BackendSilent as fault:
                 log.warning("%s: %s", lease.region_id, fault)

@@ -84,6 +84,7 @@ class Pilot:
         self._books.ledger.is_pressed = self.pressure is not Pressure.NONE
         if self.pressure is not before:
             log.info("memory pressure: %s, was %s", self.pressure, before)
+            self._books.on_change()  # who waits for room may have it now
 
     async def _resize(self, num_bytes: int) -> None:
         is_shrinking = num_bytes < self._books.ledger.requested_bytes

@@ -65,9 +65,11 @@ class Revoker:
 
     def reported(self, holder: Holder, listener: Listener, demand: DemandReported) -> None:
         """A holder says how much it needs, and where it can be asked."""
-        self._demands[holder] = _Demand(
-            listener, max(0, demand.used_bytes), max(0, demand.wanted_bytes)
+        total = self._ledger.total_bytes
+        used, wanted = (
+            max(0, min(num_bytes, total)) for num_bytes in (demand.used_bytes, demand.wanted_bytes)
         )
+        self._demands[holder] = _Demand(listener, used, wanted)
 
     def hung_up(self, listener: Listener) -> None:
         """A connection is gone."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from anole_memd.backends import cgroup
 from anole_memd.backends.cgroup import MemoryCgroup
 from anole_memd.client import MemdClient
-from anole_memd.errors import SandboxUnavailable
+from anole_memd.errors import MemdUnavailable, SandboxUnavailable
 from anole_shared.messages import LeaseGranted
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,10 @@ class Supervisor:
             finally:
                 if descriptor is not None:
                     os.close(descriptor)
-                await asyncio.to_thread(memd.release, lease.lease_id)
+                try:
+                    await asyncio.to_thread(memd.release, lease.lease_id)
+                except MemdUnavailable as fault:  # a new memd sees that nobody uses the region
+                    log.warning("%s is not released by this process: %s", lease.lease_id, fault)
 
     def _lease(self, memd: MemdClient, name: str) -> tuple[LeaseGranted, int | None]:
         return memd.lease(

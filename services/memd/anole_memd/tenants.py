@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Protocol
 
+from anole_memd.backends import processes
 from anole_memd.core.lease import Holder
 from anole_memd.core.ledger import Ledger
 from anole_memd.holders import HolderWatch
@@ -46,7 +47,7 @@ class Tenants:
     async def adopt(self, ledger: Ledger) -> None:
         """Watch those who held leases of an earlier memd; who has ended holds none."""
         for holder in ledger.holders:
-            if not self._watch.add(holder):
+            if not self._watch.add(holder) and not processes.is_alive(holder.pid, holder.started):
                 await self._lessor.holder_ended(holder)
 
     async def run(self) -> None:

@@ -1,8 +1,10 @@
 import argparse
+from pathlib import Path
 
 import pytest
 
-from anole_cli.memd import row, size, sizes
+from anole_cli.main import main
+from anole_cli.memd import row, size, sizes, without_program
 from anole_shared.ids import LeaseId, RegionId
 from anole_shared.messages import MemoryStatusReported, RegionReport
 from anole_shared.units import GiB, KiB, MiB
@@ -63,3 +65,23 @@ def test_a_region_is_a_line_with_its_lease_or_its_trouble() -> None:
         detail="busy: it is still mapped",
     )
     assert row(stuck).endswith("busy: it is still mapped")
+
+
+def test_options_may_stand_before_the_two_dashes_and_the_program_keeps_its_own() -> None:
+    words, program = without_program(["memd", "lease", "1M", "--ttl", "3", "--", "a", "--", "-b"])
+    assert (words, program) == (["memd", "lease", "1M", "--ttl", "3"], ["a", "--", "-b"])
+    assert without_program(["chat", "--", "-1?"]) == (["chat", "--", "-1?"], [])
+    assert without_program([]) == ([], [])
+
+
+def test_a_lease_takes_options_between_its_size_and_its_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    socket = ["--memd-socket", str(tmp_path / "memd")]
+    assert main(["memd", "lease", "1M", "--ttl", "3", *socket, "--", "true"]) == 1
+    assert "no memd answers" in capsys.readouterr().err
+
+
+def test_a_run_without_a_program_says_where_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memd", "run", "--memory", "1M"]) == 1
+    assert "behind two dashes" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What tests of memd's parts are built from: books on a real file, a backend that does as told."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from anole_memd.backend import Backend, NodeHandle, Plugged
+from anole_memd.backends import processes
 from anole_memd.backends.memfd import MemfdBackend
 from anole_memd.books import Books
 from anole_memd.core.lease import Holder
@@ -24,6 +26,8 @@ from tests.clocks import HandClock
 
 HEADER = Header(boot_id="this-boot", backend="test")
 ALICE, BOB = Holder(pid=101, started=1), Holder(pid=102, started=2)
+SELF = Holder(pid=os.getpid(), started=processes.start_ticks(os.getpid()) or 0)
+"""A process that lives."""
 REGION_BYTES = 64 * HUGE_PAGE_BYTES
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -87,3 +88,15 @@ def test_start_times_tell_processes_apart(child: subprocess.Popen[bytes]) -> Non
     child.kill()
     child.wait()
     assert processes.start_ticks(child.pid) is None
+
+
+async def test_a_holder_that_cannot_be_watched_for_want_of_descriptors_is_no_fault(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError(errno.EMFILE, f"too many open files for {pid}")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    ended: list[Holder] = []
+    assert not HolderWatch(ended.append).add(holder_of(child.pid))
+    assert ended == []

@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -122,6 +123,31 @@ def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = opened(path).ledger
     assert found.regions == ()
     assert found.next_lease_id() == "lease-1500"
+
+
+@pytest.mark.parametrize("at", [".new", "folder"])
+def test_without_descriptors_it_is_not_shortened_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    path = tmp_path / "journal"
+    books = opened(path)
+    books.commit(lease(1))
+    journal = Journal(path, HEADER, books.ledger.snapshot)
+    journal.rewrite()
+    really_open = os.open
+
+    def refuse(name: Path, *how: int) -> int:
+        if name == tmp_path if at == "folder" else name != tmp_path:
+            raise OSError(errno.EMFILE, "too many open files")
+        return really_open(name, *how)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(JournalFull, match="too many open files"):
+        journal.rewrite()
+    monkeypatch.undo()
+    journal.append(lease(2))
+    journal.close()
+    assert len(opened(path).ledger.leases) == 2
 
 
 def test_a_file_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:

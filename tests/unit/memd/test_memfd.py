@@ -2,7 +2,9 @@ import errno
 import mmap
 import os
 import resource
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,23 @@ async def test_too_many_open_files_are_a_refusal(backend: MemfdBackend) -> None:
             await backend.probe(timeout_s=1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_many_pages_are_freed_off_the_event_loop(
+    backend: MemfdBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugged = await backend.plug(SPEC, timeout_s=1)
+    with closing(backend.handle(SPEC.region_id)) as handle:
+        os.pwrite(handle.descriptor, bytes(SPEC.num_bytes), 0)
+    freed_by: list[threading.Thread] = []
+
+    def close(descriptor: int, close: Callable[[int], None] = os.close) -> None:
+        if str(os.fstat(descriptor).st_ino) == plugged.token:
+            freed_by.append(threading.current_thread())
+        close(descriptor)
+
+    monkeypatch.setattr(os, "close", close)
+    assert await backend.unplug(SPEC.region_id, timeout_s=1) == SPEC.num_bytes
+    monkeypatch.undo()
+    assert len(freed_by) == 1
+    assert threading.current_thread() not in freed_by

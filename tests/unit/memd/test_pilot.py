@@ -1,4 +1,6 @@
+import asyncio
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from anole_shared.messages import DemandReported, LeaseRevoked
 from tests.unit.memd.books import (
     ALICE,
     REGION_BYTES,
+    SELF,
     Caller,
     House,
     SlotBackend,
@@ -108,6 +111,31 @@ async def test_under_pressure_leases_are_refused_and_memory_is_asked_back(host: 
     host.pressure = Pressure.NONE
     await host.rounds(0.25)
     await host.memd.lessor.grant(ALICE, ask(), 0)
+
+
+async def test_who_waits_for_room_has_it_when_the_pressure_ends(host: Host) -> None:
+    host.memd.books.on_change = host.memd.lessor.something_changed
+    await host.pilot.start()
+    host.pressure = Pressure.SOME
+    await host.rounds(0.25)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        waiting = [
+            tasks.create_task(host.memd.lessor.grant(SELF, replace(ask(), wait_s=60), 0))
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0.05)
+        assert not waiting[1].done()
+        host.pressure = Pressure.NONE
+        await host.rounds(0.25)
+    assert len(host.memd.books.ledger.leases) == 2
+
+
+async def test_a_demand_beyond_all_reason_asks_for_no_more_than_there_is(host: Host) -> None:
+    host.memd.revoker.reported(
+        ALICE, Caller(), DemandReported(used_bytes=10**400, wanted_bytes=10**400)
+    )
+    await host.rounds(0.25)
+    assert host.memd.revoker.wanted_bytes == host.memd.books.ledger.total_bytes
 
 
 async def test_prometheus_reads_sizes_states_and_outcomes(host: Host) -> None:
