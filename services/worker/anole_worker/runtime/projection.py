@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from anole_worker.runtime import cpu_kernels
 
-_FEW_ROWS = 2
 _PACKED = (torch.float32, torch.bfloat16)
 _MARGIN = 1.0
 """How far below the largest logits are computed again: several times what rounding moves them."""
@@ -67,8 +66,8 @@ class Head:
             logits = self._packed(x).float()
             cpu_kernels.refine(elements(logits), elements(x), elements(self._weight), _MARGIN)
             return logits
-        if _linear is not None and _is_packed_here(x) and x.shape[0] > _FEW_ROWS:
-            # oneDNN multiplies dense weights as well, but is no faster for one row or two.
+        if _linear is not None and _is_packed_here(x) and len(x) > 1:
+            # oneDNN multiplies dense weights as well, but is no faster for one row.
             return _linear(x, self._weight, None, "none", [], "")
         return functional.linear(x, self._weight).float()
 
