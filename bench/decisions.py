@@ -117,7 +117,6 @@ class Rig:
         )
         self._running: deque[_Running] = deque()
         self._now = 0.0
-        self.num_events = 0
         for number in range(num_workers):
             worker_id = WorkerId(f"worker-{number:02}")
             self._tell(
@@ -161,7 +160,6 @@ class Rig:
     def _tell(self, event: Event) -> None:
         pending = deque([event])
         while pending:
-            self.num_events += 1
             for command in self._scheduler.handle(pending.popleft(), self._now):
                 pending += self._consequences(command)
 

@@ -38,7 +38,7 @@ from bench.load_client import quantile
 from bench.peers.process import ServerFault
 from bench.section import Plan, progress
 from bench.table import Column, Record, Table
-from tests.servers import RabbitMQ, Redis
+from tests.servers import RabbitMQ, Redis, serving
 
 PACES, _QUICK_PACES = (20, 100, 200), (100,)
 """Submissions per second."""
@@ -65,20 +65,14 @@ _SIDES = {
 
 def measure(plan: Plan) -> list[Table]:
     """Both sides at every load, in turns."""
-    rabbitmq, redis = RabbitMQ(), Redis()
-    try:
-        progress("    starting RabbitMQ and Redis")
-        rabbitmq.start()
-        redis.start()
+    progress("    starting RabbitMQ and Redis")
+    with serving(RabbitMQ) as rabbitmq, serving(Redis) as redis:
         variables = {
             "ANOLE_AMQP_URL": rabbitmq.url,
             "ANOLE_REDIS_URL": redis.url,
             "ANOLE_SCHEDULER_MAX_WAITING": "16384",
         }
         rows = asyncio.run(_measure(plan, rabbitmq.url, variables))
-    finally:
-        rabbitmq.remove()
-        redis.remove()
     return [_table(rows)]
 
 

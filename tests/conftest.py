@@ -7,7 +7,7 @@ import pytest
 from redis import Redis as RedisClient
 
 from anole_shared.errors import AnoleError
-from tests.servers import RabbitMQ, Redis, fetch_guest, install_missing
+from tests.servers import RabbitMQ, Redis, fetch_guest, install_missing, serving
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -22,23 +22,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitMQ]:
     """The session's broker; who stops it must start it again."""
-    server = RabbitMQ()
-    try:
-        server.start()
+    with serving(RabbitMQ) as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture(scope="session")
 def redis() -> Iterator[Redis]:
     """The session's Redis; who stops it must start it again."""
-    server = Redis()
-    try:
-        server.start()
+    with serving(Redis) as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture(scope="session")

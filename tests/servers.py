@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from anole_shared.errors import AnoleError
 from anole_shared.settings import CommonSettings, load
@@ -183,6 +185,20 @@ class Redis:
         """Stop for good and delete its folder."""
         self.stop()
         shutil.rmtree(self._dir, ignore_errors=True)
+
+
+ServerT = TypeVar("ServerT", RabbitMQ, Redis)
+
+
+@contextmanager
+def serving(kind: type[ServerT]) -> Iterator[ServerT]:
+    """A server of that kind for as long as it is needed."""
+    server = kind()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 def _spawn(

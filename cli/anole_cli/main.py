@@ -4,12 +4,12 @@ import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 from anole_cli import adapters, bench, chat, doctor, drain, health, memd
 from anole_cli.flags import add_flags, read, secrets_note
 from anole_cli.groups import GROUPS
+from anole_cli.subcommand import Commands, Run, add
 from anole_shared import logs
 from anole_shared.errors import AnoleError, ConfigurationError
 from anole_shared.settings import CommonSettings, unknown_variables
@@ -30,9 +30,6 @@ SERVICES = {
     "scheduler": "decide which request runs where, and when (one active, others stand by)",
     "gateway": "answer the REST API",
 }
-
-Run = Callable[[argparse.Namespace], int]
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,26 +85,13 @@ def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _add(
-    commands: Commands, name: str, what: str, run: Run, more: str = ""
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=what,
-        description=f"{what[0].upper()}{what[1:]}.\n{more}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
-
-
 def _add_up(commands: Commands) -> None:
     def run(arguments: argparse.Namespace) -> int:
         from anole_cli import up  # late: RabbitMQ, Redis and traces take half a second
 
         return up.run(arguments)
 
-    parser = _add(
+    parser = add(
         commands,
         "up",
         "run all four services",
@@ -144,7 +128,7 @@ def _add_service(commands: Commands, kind: str, what: str) -> None:
         asyncio.run(serve([kind], common, arguments, on_ready=on_ready))
         return 0
 
-    parser = _add(commands, kind, what, run)
+    parser = add(commands, kind, what, run)
     parser.epilog = secrets_note([CommonSettings])
     add_flags(parser, CommonSettings, "all services")
     add_flags(parser, GROUPS[kind], kind)
@@ -159,7 +143,7 @@ def _add_model(commands: Commands) -> None:
         print(model_dir(read(CommonSettings, arguments)))
         return 0
 
-    parser = _add(
+    parser = add(
         commands,
         "model",
         "bring the base model to this machine and print its folder",
@@ -170,7 +154,7 @@ def _add_model(commands: Commands) -> None:
 
 
 def _add_adapters(commands: Commands) -> None:
-    parser = _add(
+    parser = add(
         commands,
         "adapters",
         "show a folder's adapters, and why any of them cannot be served",
@@ -182,7 +166,7 @@ def _add_adapters(commands: Commands) -> None:
 
 
 def _add_chat(commands: Commands) -> None:
-    parser = _add(commands, "chat", "talk to a running Anole from the terminal", chat.run)
+    parser = add(commands, "chat", "talk to a running Anole from the terminal", chat.run)
     parser.add_argument("question", nargs="?", help="ask this and end; otherwise a conversation")
     parser.add_argument(
         "--model", dest="chat_model", metavar="NAME", help="the base model or an adapter"
@@ -193,7 +177,7 @@ def _add_chat(commands: Commands) -> None:
 
 
 def _add_doctor(commands: Commands) -> None:
-    parser = _add(
+    parser = add(
         commands,
         "doctor",
         "say what is missing or misconfigured on this machine, and how to mend it",
@@ -206,7 +190,7 @@ def _add_doctor(commands: Commands) -> None:
 
 
 def _add_health(commands: Commands) -> None:
-    parser = _add(
+    parser = add(
         commands, "health", "say whether a service on this host is alive (exit status)", health.run
     )
     parser.add_argument("service", choices=list(GROUPS))
@@ -215,7 +199,7 @@ def _add_health(commands: Commands) -> None:
 
 
 def _add_drain(commands: Commands) -> None:
-    parser = _add(
+    parser = add(
         commands,
         "drain",
         "have a worker finish what it runs, take nothing more, and end",
@@ -229,7 +213,7 @@ def _add_drain(commands: Commands) -> None:
 
 
 def _add_bench(commands: Commands) -> None:
-    parser = _add(
+    parser = add(
         commands, "bench", "measure what Anole costs on this machine (source tree only)", bench.run
     )
     bench.add_arguments(parser)
@@ -241,7 +225,7 @@ def _add_sim(commands: Commands, *, is_asked: bool) -> None:
 
         return command.run(arguments)
 
-    parser = _add(
+    parser = add(
         commands, "sim", "simulate the scheduler on production traces, in virtual time", run
     )
     if is_asked:  # an image of one service does not have all that it needs

@@ -6,11 +6,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from anole_cli.flags import add_flags, read
+from anole_cli.subcommand import Commands, Run, add
 from anole_memd.client import MemdClient
 from anole_memd.sandbox import Supervisor, run
 from anole_shared.errors import ConfigurationError
@@ -18,9 +18,6 @@ from anole_shared.ids import LeaseId, RegionId
 from anole_shared.messages import LeaseGranted, MemoryStatusReported, RegionReport
 from anole_shared.settings import CommonSettings, child_environment
 from anole_shared.units import GiB, KiB, MiB
-
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
-Run = Callable[[argparse.Namespace], int]
 
 _UNITS = {"": 1, "K": KiB, "KIB": KiB, "M": MiB, "MIB": MiB, "G": GiB, "GIB": GiB}
 _SIZE = re.compile(r"(\d+)\s*([A-Za-z]*)")
@@ -104,13 +101,7 @@ def _add_run(commands: Commands) -> None:
 def _add(
     commands: Commands, name: str, what: str, run: Run, more: str = ""
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=what,
-        description=f"{what[0].upper()}{what[1:]}.\n{more}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
+    parser = add(commands, name, what, run, more)
     add_flags(parser, CommonSettings, "all services")
     return parser
 

@@ -69,7 +69,6 @@ class Simulation:
         self.hosts: dict[WorkerId, Host] = {}
         self.gone: list[Host] = []
         """Workers that have died."""
-        self.num_events = 0
         self.num_asked = self.num_hits = 0
         """Requests with an adapter, and those that found it resident somewhere."""
         self._workload = workload
@@ -118,7 +117,6 @@ class Simulation:
             if not heap or heap[0][0] > end_s:
                 raise SimulationFailed(f"{self._num_open} requests have had no answer by {end_s} s")
             self.now, _, action, args = heappop(heap)
-            self.num_events += 1
             action(*args)
 
     # Clients.

@@ -11,7 +11,7 @@ from anole_shared.store import MAX_CHANGES, Change, Store
 from anole_shared.store_memory import MemoryStore
 from anole_shared.store_redis import RedisStore
 from tests.clocks import HandClock
-from tests.servers import Redis, free_port
+from tests.servers import Redis, free_port, serving
 from tests.wire import Wire
 
 PATIENCE_S = 20.0
@@ -241,12 +241,8 @@ def calls(store: Store) -> list[Awaitable[object]]:
 @pytest.fixture
 def own_redis() -> Iterator[Redis]:
     """A Redis that the test may stop: that of the session has records of others."""
-    server = Redis()
-    try:
-        server.start()
+    with serving(Redis) as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.mark.integration

@@ -6,7 +6,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from tests.e2e.otlp import OtlpReceiver
-from tests.e2e.stack import Stack, make_adapter_folder
+from tests.e2e.stack import Stack, running
 from tests.servers import RabbitMQ, Redis
 
 
@@ -21,14 +21,8 @@ def otlp() -> Iterator[OtlpReceiver]:
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """`anole up`: everything in one process."""
     folder = tmp_path_factory.mktemp("embedded")
-    make_adapter_folder(folder / "adapters")
-    stack = Stack(folder, [["up"]], {})
-    try:
-        stack.start()
+    with running(folder, [["up"]], {}) as stack:
         yield stack
-    finally:
-        statuses = stack.stop()
-    assert statuses == {"up": 0}, stack.logs()
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +34,6 @@ def processes(
 ) -> Iterator[Stack]:
     """Four processes over RabbitMQ and Redis, which send their traces to a receiver; in float32."""
     folder = tmp_path_factory.mktemp("processes")
-    make_adapter_folder(folder / "adapters")
     variables = {
         "ANOLE_AMQP_URL": rabbitmq.url,
         "ANOLE_REDIS_URL": redis.url,
@@ -49,13 +42,8 @@ def processes(
         "OTEL_EXPORTER_OTLP_ENDPOINT": otlp.url,
     }
     commands = [["memd"], ["worker"], ["scheduler"], ["gateway"]]
-    stack = Stack(folder, commands, variables)
-    try:
-        stack.start()
+    with running(folder, commands, variables) as stack:
         yield stack
-    finally:
-        statuses = stack.stop()
-    assert set(statuses.values()) == {0}, stack.logs()
 
 
 @pytest.fixture(params=["embedded", "processes"])

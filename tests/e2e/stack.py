@@ -10,7 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.servers import free_port
@@ -137,3 +138,18 @@ class Stack:
     def logs(self) -> str:
         """What all have said so far."""
         return "\n".join(f"--- {name}\n{self.log(name)}" for name in self.processes)
+
+
+@contextmanager
+def running(
+    folder: Path, commands: Sequence[Sequence[str]], variables: Mapping[str, str]
+) -> Iterator[Stack]:
+    """A stack over the example adapters; in the end each of its processes must end well."""
+    make_adapter_folder(folder / "adapters")
+    stack = Stack(folder, commands, variables)
+    try:
+        stack.start()
+        yield stack
+    finally:
+        statuses = stack.stop()
+    assert set(statuses.values()) == {0}, stack.logs()

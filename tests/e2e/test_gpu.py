@@ -8,7 +8,7 @@ import torch
 from openai import AsyncOpenAI
 
 from examples.styles import STYLES as CHECKS
-from tests.e2e.stack import BASE, STYLES, Stack, make_adapter_folder
+from tests.e2e.stack import BASE, STYLES, Stack, running
 from tests.e2e.test_api import stream
 
 pytestmark = [pytest.mark.e2e, pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -24,19 +24,13 @@ def on_gpu(
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     folder = tmp_path_factory.mktemp(request.param)
-    make_adapter_folder(folder / "adapters")
     num_bytes = (512 if request.param == "roomy" else 24) * 2**20
     variables = {
         "ANOLE_WORKER_DEVICE": "cuda",
         "ANOLE_WORKER_MEMORY_BYTES": str(num_bytes),
     }
-    stack = Stack(folder, [["up"]], variables)
-    try:
-        stack.start()
+    with running(folder, [["up"]], variables) as stack:
         yield stack
-    finally:
-        statuses = stack.stop()
-    assert statuses == {"up": 0}, stack.logs()
 
 
 async def test_a_stream_goes_on_while_adapters_load_and_each_answers_in_its_style(

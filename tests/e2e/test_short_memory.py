@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from openai import AsyncOpenAI
 
-from tests.e2e.stack import BASE, STYLES, Stack, make_adapter_folder
+from tests.e2e.stack import BASE, STYLES, Stack, running
 from tests.e2e.test_api import stream
 
 pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(300)]
@@ -16,14 +16,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(300)
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Memory for the largest adapter and a few short sequences, or for no adapter and more."""
     folder = tmp_path_factory.mktemp("small")
-    make_adapter_folder(folder / "adapters")
-    stack = Stack(folder, [["up"]], {"ANOLE_WORKER_MEMORY_BYTES": str(24 * 2**20)})
-    try:
-        stack.start()
+    with running(folder, [["up"]], {"ANOLE_WORKER_MEMORY_BYTES": str(24 * 2**20)}) as stack:
         yield stack
-    finally:
-        statuses = stack.stop()
-    assert statuses == {"up": 0}, stack.logs()
 
 
 async def test_every_stream_ends_where_memory_holds_neither_all_adapters_nor_all_sequences(

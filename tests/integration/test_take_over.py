@@ -29,7 +29,7 @@ from anole_shared.settings import CommonSettings
 from anole_shared.store_redis import RedisStore
 from anole_shared.telemetry import Telemetry
 from anole_shared.topology import SCHEDULER, gateway_queue, worker_queue
-from tests.servers import RabbitMQ
+from tests.servers import RabbitMQ, serving
 from tests.traffic import until
 from tests.unit.scheduler.letters import finished, reported, submitted
 from tests.wire import Wire
@@ -42,12 +42,8 @@ WORKER_TIMEOUT_S = 4.0
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[RabbitMQ]:
-    server = RabbitMQ()
-    try:
-        server.start()
+    with serving(RabbitMQ) as server:
         yield server
-    finally:
-        server.remove()
 
 
 @dataclass

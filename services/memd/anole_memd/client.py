@@ -2,18 +2,17 @@
 
 import os
 import socket
-from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 from anole_memd.errors import MemdRefused, MemdUnavailable
-from anole_shared.codec import decode_memory, encode
+from anole_shared.codec import encode
 from anole_shared.errors import MessageError
 from anole_shared.ids import LeaseId, RegionId
+from anole_shared.memory_socket import receive
 from anole_shared.messages import (
-    MAX_DATAGRAM_BYTES,
     LeaseDenied,
     LeaseEnded,
     LeaseGranted,
@@ -33,7 +32,6 @@ from anole_shared.messages import (
     WatchRequested,
 )
 
-_ONE_DESCRIPTOR_BYTES = socket.CMSG_LEN(array("i").itemsize)
 AnswerT = TypeVar("AnswerT", bound=MemoryMessage)
 
 
@@ -157,20 +155,10 @@ class MemdClient:
         return self._receive()
 
     def _receive(self) -> tuple[MemoryMessage, int | None]:
-        descriptors = array("i")
         try:
-            datagram, ancillary, _, _ = self._socket.recvmsg(
-                MAX_DATAGRAM_BYTES + 1, _ONE_DESCRIPTOR_BYTES, socket.MSG_CMSG_CLOEXEC
-            )
-            for level, kind, data in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    descriptors.frombytes(data)
-            message = decode_memory(datagram)
+            return receive(self._socket)
         except (OSError, MessageError) as fault:
-            for descriptor in descriptors:
-                os.close(descriptor)
             raise self._unavailable(fault) from fault
-        return message, descriptors[0] if descriptors else None
 
     def _unavailable(self, fault: Exception) -> MemdUnavailable:
         return MemdUnavailable(

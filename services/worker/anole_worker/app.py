@@ -45,7 +45,7 @@ _FAREWELL_S = 3.0
 _LEAST_CHUNK = 32
 """Prompt tokens in a step, however long it takes: fewer would read all weights for little."""
 _PROMPT_WEIGHT = 5.0
-"""A prompt's deadline is so many times later as it takes; the simulator's choice for the policy."""
+"""A prompt's deadline is so many times later as it takes, as the scheduler's gamma has it."""
 
 
 class WorkerService:

@@ -7,15 +7,14 @@ import os
 import select
 import socket
 import threading
-from array import array
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from anole_shared.codec import decode_memory, encode
+from anole_shared.codec import encode
 from anole_shared.errors import AnoleError, MessageError
 from anole_shared.ids import LeaseId
+from anole_shared.memory_socket import receive
 from anole_shared.messages import (
-    MAX_DATAGRAM_BYTES,
     LeaseDenied,
     LeaseEnded,
     LeaseGranted,
@@ -27,8 +26,6 @@ from anole_shared.messages import (
 )
 
 log = logging.getLogger(__name__)
-
-_ONE_DESCRIPTOR_BYTES = socket.CMSG_LEN(array("i").itemsize)
 
 
 class LeaseRefused(AnoleError):
@@ -183,14 +180,10 @@ class RegionClient:
         self, connection: socket.socket, message: MemoryMessage
     ) -> tuple[MemoryMessage, int | None]:
         """The answer, and the descriptor that came with it. The connection is dropped if none."""
-        descriptor = None
         try:
             connection.send(encode(message))
-            datagram, descriptor = _receive(connection)
-            return decode_memory(datagram), descriptor
+            return receive(connection)
         except (OSError, MessageError) as fault:
-            if descriptor is not None:
-                os.close(descriptor)
             self._drop()
             raise MemdUnavailable(
                 f"memd at {self._socket_path} did not answer {message.type} ({fault}): its log "
@@ -243,20 +236,6 @@ def _is_gone(connection: socket.socket) -> bool:
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _receive(connection: socket.socket) -> tuple[bytes, int | None]:
-    datagram, ancillary, _, _ = connection.recvmsg(
-        MAX_DATAGRAM_BYTES + 1, _ONE_DESCRIPTOR_BYTES, socket.MSG_CMSG_CLOEXEC
-    )
-    descriptors = array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors.frombytes(data)
-    descriptor = descriptors[0] if descriptors else None
-    if not datagram:
-        raise ConnectionResetError("it closed the connection")
-    return datagram, descriptor
 
 
 def _map(descriptor: int | None, num_bytes: int) -> mmap.mmap:

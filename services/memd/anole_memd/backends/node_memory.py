@@ -7,6 +7,8 @@ from anole_shared.units import KiB, MiB
 
 ONLINE_MOVABLE = "online_movable"
 """What auto_online_blocks must be: memory of ZONE_MOVABLE alone can be counted on to go offline."""
+OFFLINE_ATTEMPTS, OFFLINE_PAUSE_S = 3, 0.1
+"""How often a busy block is tried, and what lies between: pages are in use for moments, too."""
 STAT_REFRESH = "proc/sys/vm/stat_refresh"
 """Reading it adds up what each processor has counted for itself, up to a second ago."""
 LEFTOVER_BYTES = MiB

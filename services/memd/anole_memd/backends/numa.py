@@ -16,7 +16,11 @@ from anole_memd.backend import Handle, NodeHandle, Plugged
 from anole_memd.backends.cpusets import Cpusets
 from anole_memd.backends.left_behind import in_time
 from anole_memd.backends.memory_blocks import MOVABLE, MemoryBlocks
-from anole_memd.backends.node_memory import ONLINE_MOVABLE
+from anole_memd.backends.node_memory import (
+    OFFLINE_ATTEMPTS,
+    OFFLINE_PAUSE_S,
+    ONLINE_MOVABLE,
+)
 from anole_memd.core.region import RegionSpec
 from anole_memd.errors import (
     BackendError,
@@ -28,8 +32,6 @@ from anole_memd.errors import (
 from anole_shared.ids import RegionId
 from anole_shared.units import MiB
 
-_OFFLINE_ATTEMPTS = 3
-_OFFLINE_PAUSE_S = 0.1
 _PREFIX = "node"
 
 ResultT = TypeVar("ResultT")
@@ -162,17 +164,17 @@ class Numa:
         """See Backend: puts the node's blocks offline, if nobody has memory there."""
         attempts, loop = _Attempts(), asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        for attempt in range(_OFFLINE_ATTEMPTS):
+        for attempt in range(OFFLINE_ATTEMPTS):
             act = partial(self._put_offline, region_id, attempts)
             left_s = deadline_s - loop.time()
             await self._told(act, left_s, f"{region_id} was put offline")
             if not attempts.busy:
                 return attempts.num_bytes
-            if attempt + 1 < _OFFLINE_ATTEMPTS:
-                await asyncio.sleep(_OFFLINE_PAUSE_S)
+            if attempt + 1 < OFFLINE_ATTEMPTS:
+                await asyncio.sleep(OFFLINE_PAUSE_S)
         left = len(attempts.busy)
         what = (
-            f"{left} memory blocks of {region_id} stay online after {_OFFLINE_ATTEMPTS} tries "
+            f"{left} memory blocks of {region_id} stay online after {OFFLINE_ATTEMPTS} tries "
             f"(first memory{attempts.busy[0]}, EBUSY): pages are pinned, or are the kernel's own"
         )
         if attempts.num_bytes:

@@ -14,7 +14,11 @@ from anole_memd.backend import Handle, NodeHandle, Plugged
 from anole_memd.backends.guest_agent import GuestAgent
 from anole_memd.backends.hypervisor import Device, Hypervisor
 from anole_memd.backends.monitor import CommandFailed, MonitorGone
-from anole_memd.backends.node_memory import ONLINE_MOVABLE
+from anole_memd.backends.node_memory import (
+    OFFLINE_ATTEMPTS,
+    OFFLINE_PAUSE_S,
+    ONLINE_MOVABLE,
+)
 from anole_memd.core.region import RegionSpec
 from anole_memd.errors import (
     BackendError,
@@ -29,8 +33,6 @@ from anole_shared.units import MiB
 
 _POLL_S = 0.004
 _MAX_AT_ONCE = 64
-_OFFLINE_ATTEMPTS = 3
-_OFFLINE_PAUSE_S = 0.1
 _ONLINE_TRIES, _ONLINE_PAUSE_S = 100, 0.05
 _AUTO_ONLINE = "/sys/devices/system/memory/auto_online_blocks"
 _NUMA_BALANCING = "/proc/sys/kernel/numa_balancing"
@@ -202,13 +204,13 @@ class VirtioMem:
                     "shared memory): end their users, drop the files' pages"
                 )
         blocks: Sequence[int] = self._blocks(device)
-        for attempt in range(_OFFLINE_ATTEMPTS):
+        for attempt in range(OFFLINE_ATTEMPTS):
             faults = await self._agent.offline(blocks)
             if not faults:
                 return
-            if attempt + 1 < _OFFLINE_ATTEMPTS and all(fault.is_busy for fault in faults):
+            if attempt + 1 < OFFLINE_ATTEMPTS and all(fault.is_busy for fault in faults):
                 blocks = [fault.block for fault in faults]
-                await asyncio.sleep(_OFFLINE_PAUSE_S)
+                await asyncio.sleep(OFFLINE_PAUSE_S)
                 continue
             error = RegionBusy if all(fault.is_busy for fault in faults) else RegionRefused
             raise error(

@@ -94,9 +94,9 @@ class StepBudget:
     prompts run alone: nobody feels it. Else the two share steps, but for the largest prompts.
 
     A step is as long as its prompts want, up to longest_s: streams wait no longer for it (prompts
-    have half of that at least, however many the streams are). Where
-    the step's prompt tokens are among the largest part (alone_share) of what steps had lately, it
-    runs without the streams, as long as they would not come to wait for twice longest_s.
+    have half of that at least, however many the streams are). Where the step's prompt tokens are
+    among the largest part (alone_share) of what steps had lately, it runs without the streams, as
+    long as they would not come to wait for twice longest_s.
     """
 
     def __init__(
