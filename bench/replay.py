@@ -34,8 +34,8 @@ _BASE_SHARE = 0.2
 """Of requests without an adapter."""
 _UNCOUNTED = 0.1
 """Of the requests, the first: the worker warms up, and learns what steps cost."""
-_LONGEST_S, _TOKEN_GAP_S, _ALONE_SHARE, _PROMPT_WEIGHT = 0.2, 0.1, 0.15, 5.0
-"""As the worker ships; the last is anole_worker.app's own."""
+_LONGEST_S, _ALONE_SHARE = 0.3, 0.25
+"""As the worker ships."""
 _FIRST_TOKEN, _NUM_TOKENS = 100, 40_000
 
 WORKER = System(
@@ -47,10 +47,8 @@ WORKER = System(
     is_forwarding=True,
     pace="shared",
     longest_s=_LONGEST_S,
-    token_gap_s=_TOKEN_GAP_S,
     alone_share=_ALONE_SHARE,
     token_budget=TOKEN_BUDGET,
-    prompt_weight=_PROMPT_WEIGHT,
 )
 
 
@@ -63,7 +61,6 @@ def settings(plan: Plan, memory_bytes: int) -> dict[str, Any]:
         "device": plan.device,
         "memory_bytes": memory_bytes,
         "longest_step_s": _LONGEST_S,
-        "token_gap_s": _TOKEN_GAP_S,
         "alone_share": _ALONE_SHARE,
         "eviction": "gdsf",
         "max_loads": WORKER.engine.max_loads,

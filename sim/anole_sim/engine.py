@@ -174,7 +174,7 @@ class Engine:
         self._epoch += 1
         self.running[sequence.request_id] = sequence
         self.pool.kv_tokens += sequence.prompt
-        insort(self._prefilling, (self._pace.key(sequence, self.profile), sequence.order, sequence))
+        insort(self._prefilling, (self._pace.key(sequence), sequence.order, sequence))
         if sequence.adapter is None:
             return now
         ready_s = now

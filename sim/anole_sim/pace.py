@@ -2,7 +2,6 @@
 
 from typing import Protocol
 
-from anole_sim.profile import Profile
 from anole_sim.sequence import Sequence
 from anole_worker.core.step_budget import StepBudget, StepShare
 
@@ -10,7 +9,7 @@ from anole_worker.core.step_budget import StepBudget, StepShare
 class Pace(Protocol):
     """Asked in each step of an engine that runs prompts by chunks; told of every step."""
 
-    def key(self, sequence: Sequence, profile: Profile) -> float:
+    def key(self, sequence: Sequence) -> float:
         """The smallest is run first, of equal ones the one that started first."""
         ...
 
@@ -27,7 +26,7 @@ class Fixed:
     def __init__(self, token_budget: int) -> None:
         self._token_budget = token_budget
 
-    def key(self, sequence: Sequence, profile: Profile) -> float:  # noqa: ARG002
+    def key(self, sequence: Sequence) -> float:  # noqa: ARG002
         return 0.0
 
     def share(self, *, rows: int, backlog: int) -> StepShare:
@@ -38,19 +37,17 @@ class Fixed:
 
 
 class Shared:
-    """The worker's step budget; prompts by virtual deadline: when they came, and their cost."""
+    """The worker's step budget, and its order: whose first token could have come first."""
 
-    def __init__(self, budget: StepBudget, *, token_budget: int, weight: float) -> None:
-        """token_budget: a step's most tokens, decodes included.
-
-        weight: seconds later for each second that the prompt takes.
-        """
+    def __init__(self, budget: StepBudget, *, token_budget: int) -> None:
+        """token_budget: a step's most tokens, decodes included."""
         self._budget = budget
         self._token_budget = token_budget
-        self._weight = weight
 
-    def key(self, sequence: Sequence, profile: Profile) -> float:
-        return sequence.arrived_s + self._weight * profile.prefill_s(sequence.prompt, sequence.rank)
+    def key(self, sequence: Sequence) -> float:
+        seconds = self._budget.seconds
+        token_s = seconds.token_s if seconds.is_known else 0.0
+        return sequence.arrived_s + token_s * sequence.prompt
 
     def share(self, *, rows: int, backlog: int) -> StepShare:
         share = self._budget.share(rows=rows, backlog=backlog)

@@ -147,11 +147,10 @@ def _pace(system: System) -> Pace:
         return Fixed(2048)
     budget = StepBudget(
         longest_s=system.longest_s,
-        token_gap_s=system.token_gap_s,
         alone_share=system.alone_share,
         max_tokens=system.token_budget,
     )
-    return Shared(budget, token_budget=system.token_budget, weight=system.prompt_weight)
+    return Shared(budget, token_budget=system.token_budget)
 
 
 def _capacity(system: System, profile: Profile) -> Capacity:

@@ -35,14 +35,11 @@ class System:
     predictor: str = "perfect"
     pace: str = "fixed"
     """How prompts are cut where the engine cuts them: fixed, or shared (the worker's budget)."""
-    longest_s: float = 0.45
-    """Of the step budget: what a step may take, three times the promised gap between tokens."""
-    token_gap_s: float = 0.15
-    alone_share: float = 0.15
+    longest_s: float = 0.3
+    """Of the step budget: what a step may take, twice the promised gap between tokens."""
+    alone_share: float = 0.25
     token_budget: int = 8192
     """A step's most tokens, decodes included."""
-    prompt_weight: float = 0.0
-    """By how many times the seconds that a prompt takes its deadline is later."""
 
 
 _SLORA = System(

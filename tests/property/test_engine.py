@@ -254,7 +254,7 @@ class LearningEngineMachine(EngineMachine):
     def pace() -> Pace:
         """Steps take whatever wait() makes of them, so that it learns nonsense."""
         budget = StepBudget(longest_s=0.2, alone_share=0.5, min_tokens=2, max_tokens=99)
-        return LearntPace(budget, token_budget=TOKEN_BUDGET, weight=5.0)
+        return LearntPace(budget, token_budget=TOKEN_BUDGET)
 
 
 TestEngine = EngineMachine.TestCase

@@ -44,8 +44,6 @@ _MAX_PREDICTED = 2048
 _FAREWELL_S = 3.0
 _LEAST_CHUNK = 32
 """Prompt tokens in a step, however long it takes: fewer would read all weights for little."""
-_PROMPT_WEIGHT = 5.0
-"""A prompt's deadline is so many times later as it takes, as the scheduler's gamma has it."""
 
 
 class WorkerService:
@@ -211,12 +209,11 @@ class WorkerService:
             return FixedPace(token_budget)
         budget = StepBudget(
             longest_s=settings.longest_step_s,
-            token_gap_s=settings.token_gap_s,
             alone_share=settings.alone_share,
             min_tokens=min(_LEAST_CHUNK, token_budget),
             max_tokens=token_budget,
         )
-        return LearntPace(budget, token_budget=token_budget, weight=_PROMPT_WEIGHT)
+        return LearntPace(budget, token_budget=token_budget)
 
     def _capacity(self, engine: Engine) -> WorkerCapacity:
         memory, block_size = engine.memory, engine.limits.block_size

@@ -49,30 +49,23 @@ class WorkerSettings(Settings):
         default="learnt",
         description="How prompts and running streams share steps. learnt: a step takes as many "
         "prompt tokens as keep it under longest_step_s, by what steps have taken so far, and the "
-        "shortest of the prompts that came together goes first. fixed: the whole token_budget in "
-        "each step, in order of arrival.",
+        "prompt goes first whose first token could have come first. fixed: the whole token_budget "
+        "in each step, in order of arrival.",
     )
     longest_step_s: float = Field(
-        default=0.2,
+        default=0.3,
         gt=0,
         le=60,
         description="What a step may take where prompts and streams share it: longer is faster to "
         "the first token, shorter is smoother for streams.",
     )
-    token_gap_s: float = Field(
-        default=0.1,
-        gt=0,
-        le=60,
-        description="The time between two tokens that streams are promised. While they have one "
-        "in less than half of it, prompts run alone, which is faster for both.",
-    )
     alone_share: float = Field(
-        default=0.15,
+        default=0.25,
         ge=0,
         le=1,
-        description="The largest of prompt steps, as a share of all, run without the streams, "
-        "which wait for longest_step_s more at most then: a step of a long prompt is long "
-        "whatever rides along. 0: streams are in every step.",
+        description="The largest of prompt steps, as a share of all, run without the streams if "
+        "the prompts end in them; streams wait for longest_step_s more at most then: a step of a "
+        "large prompt is long whatever rides along. 0: streams are in every step that they feel.",
     )
     device: str = Field(
         default="auto",

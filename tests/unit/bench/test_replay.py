@@ -38,7 +38,6 @@ def test_figures_leave_out_the_first_tenth() -> None:
 def test_the_workers_settings_are_those_that_ship() -> None:
     shipped = WorkerSettings()
     assert replay.WORKER.longest_s == shipped.longest_step_s
-    assert replay.WORKER.token_gap_s == shipped.token_gap_s
     assert replay.WORKER.alone_share == shipped.alone_share
     assert replay.WORKER.token_budget == shipped.token_budget
     assert replay.WORKER.engine.max_loads == shipped.max_loads

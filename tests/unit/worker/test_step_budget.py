@@ -20,7 +20,7 @@ def learnt(seconds: StepSeconds, num_steps: int = 200, times: float = 1.0) -> St
 
 
 def budget(**options: float) -> StepBudget:
-    found = StepBudget(**{"longest_s": 0.3, "token_gap_s": 0.0, **options})
+    found = StepBudget(**{"longest_s": 0.3, **options})
     learnt(found.seconds)
     for _ in range(200 if options.get("alone_share") == 0.0 else 0):
         found.share(rows=1, backlog=100_000)  # nothing is among the largest of none
@@ -62,42 +62,63 @@ def test_streams_however_many_leave_prompts_half_a_step() -> None:
 def test_about_the_largest_share_of_prompt_steps_runs_without_streams() -> None:
     one = budget(alone_share=0.2)
     sizes = [step * 7919 % 800 + 1 for step in range(4000)]
-    shares = [one.share(rows=10, backlog=size) for size in sizes]
-    alone = [size for size, share in zip(sizes, shares, strict=True) if not share.with_decodes]
+    alone = []
+    for size in sizes:
+        share = one.share(rows=10, backlog=size)
+        rows = 10 if share.with_decodes else 0
+        one.learn(prompt_tokens=size, rows=rows, seconds=seconds_of(size, rows))
+        one.learn(prompt_tokens=0, rows=10, seconds=seconds_of(0, 10))
+        alone += [size] if rows == 0 else []
     assert len(alone) / len(sizes) == pytest.approx(0.2, abs=0.05)
     assert min(alone[200:]) > 500
 
 
-def test_while_streams_are_fast_enough_prompts_run_alone_whatever_their_size() -> None:
-    one = budget(token_gap_s=0.15, alone_share=0.0)
-    sizes = [step * 7919 % 800 + 1 for step in range(200)]
-    for seconds, with_decodes in ((0.02, False), (0.12, True)):
-        for _ in range(300):
-            one.learn(prompt_tokens=0, rows=10, seconds=seconds)
-        found = set()
-        for size in (size for size in sizes if size < 400):
-            found.add(one.share(rows=10, backlog=size).with_decodes)
-            one.share(rows=10, backlog=0)
-        assert found == {with_decodes}
+def test_while_streams_hardly_feel_prompts_these_run_alone_whatever_their_size() -> None:
+    one = budget(alone_share=0.0)
+    for prompts_every, with_decodes in ((100, False), (4, True)):
+        for step in range(300):
+            if step % prompts_every == 0:
+                one.learn(prompt_tokens=300, rows=0, seconds=seconds_of(300, 0))
+            one.learn(prompt_tokens=0, rows=10, seconds=seconds_of(0, 10))
+        assert one.share(rows=10, backlog=300).with_decodes == with_decodes
+
+
+def test_a_prompt_that_takes_several_steps_shares_them_all() -> None:
+    one = budget(longest_s=0.1, alone_share=1.0)
+    assert not one.share(rows=10, backlog=300).with_decodes
+    one.learn(prompt_tokens=300, rows=0, seconds=seconds_of(300, 0))
+    one.learn(prompt_tokens=0, rows=10, seconds=seconds_of(0, 10))
+    assert one.share(rows=10, backlog=3000).with_decodes
 
 
 def test_streams_are_left_out_for_a_bounded_time_only() -> None:
-    one = budget(longest_s=0.1)
+    one = budget(longest_s=0.1, alone_share=1.0)
     waited_s, longest_s = 0.0, 0.0
     for _ in range(200):
-        share = one.share(rows=10, backlog=1_000_000)
-        waited_s += seconds_of(share.prompt_tokens, 10 if share.with_decodes else 0)
+        share = one.share(rows=10, backlog=500)
+        rows = 10 if share.with_decodes else 0
+        seconds = seconds_of(share.prompt_tokens, rows)
+        one.learn(prompt_tokens=share.prompt_tokens, rows=rows, seconds=seconds)
+        waited_s += seconds
         longest_s = max(longest_s, waited_s)
-        waited_s = 0.0 if share.with_decodes else waited_s
-    assert longest_s < 3 * 0.1 + 0.05
+        waited_s = 0.0 if rows else waited_s
+    assert 0.1 < longest_s < 2 * 0.1 + 0.02
 
 
 def test_what_streams_waited_is_forgotten_once_they_had_a_token() -> None:
-    one = budget(longest_s=0.1, token_gap_s=9.0, alone_share=0.5)
+    one = budget(longest_s=0.1, alone_share=1.0)
     for _ in range(20):
         assert not one.share(rows=10, backlog=600).with_decodes
         one.learn(prompt_tokens=600, rows=0, seconds=seconds_of(600, 0))
         one.learn(prompt_tokens=0, rows=10, seconds=seconds_of(0, 10))
+
+
+def test_what_prompts_took_while_there_was_no_stream_is_no_streams_wait() -> None:
+    one = budget(longest_s=0.1, alone_share=1.0)
+    for _ in range(5):
+        one.share(rows=0, backlog=600)
+        one.learn(prompt_tokens=600, rows=0, seconds=seconds_of(600, 0))
+    assert not one.share(rows=10, backlog=600).with_decodes
 
 
 def test_without_prompts_streams_run_and_without_streams_prompts() -> None:
@@ -130,7 +151,7 @@ def test_a_step_without_time_says_nothing() -> None:
 
 
 def test_streams_are_not_left_out_for_long_by_many_steps_that_cost_more_than_their_tokens() -> None:
-    one = StepBudget(longest_s=0.3, token_gap_s=0.15)
+    one = StepBudget(longest_s=0.3, alone_share=1.0)
 
     def run(backlog: int) -> float:
         share = one.share(rows=10, backlog=backlog)

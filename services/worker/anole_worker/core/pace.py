@@ -49,23 +49,20 @@ class FixedPace:
 class LearntPace:
     """By what steps were seen to cost: see StepBudget.
 
-    Prompts are run by a virtual deadline: when they came, and later the longer they are. A short
-    one passes a long one that came a little before, and no prompt is passed for ever.
+    Prompts are run in the order in which their first tokens could have come at the earliest: when
+    they came, and as much later as they take. A short one passes a long one that came a little
+    before, and no prompt is passed for ever.
     """
 
-    def __init__(self, budget: StepBudget, *, token_budget: int, weight: float) -> None:
-        """token_budget: a step's most tokens, decodes included.
-
-        weight: by how many times the seconds that a prompt takes its deadline is later.
-        """
+    def __init__(self, budget: StepBudget, *, token_budget: int) -> None:
+        """token_budget: a step's most tokens, decodes included."""
         self._budget = budget
         self._token_budget = token_budget
-        self._weight = weight
 
     def key(self, sequence: Sequence) -> float:
         seconds = self._budget.seconds
         token_s = seconds.token_s if seconds.is_known else 0.0
-        return sequence.arrived_s + self._weight * token_s * len(sequence.token_ids)
+        return sequence.arrived_s + token_s * len(sequence.token_ids)
 
     def share(self, *, rows: int, backlog: int) -> StepShare:
         share = self._budget.share(rows=rows, backlog=backlog)

@@ -2,9 +2,11 @@
 
 A step makes every running stream wait for the prompt chunks that ride with it, and every waiting
 prompt wait for the decodes that ride with it. Mostly the two share a step: the weights are read
-once. The largest prompts are another matter: the step is long whatever rides along, so streams lose
-little by being left out of it, and the prompt's first token comes sooner. So the largest part of
-all prompt steps runs alone; which size that is follows what is asked for.
+once. Two kinds of prompt steps are another matter, if the prompts end in them. Large ones: the step
+is long whatever rides along, so streams lose little by being left out of it, and first tokens come
+sooner. And any, while prompts come so seldom that streams hardly feel them. A prompt that takes
+several steps shares them all: leaving streams out of every second one would halve their speed, and
+save the prompt little.
 
 What a step costs differs between machines by orders of magnitude, and is learnt from the steps that
 have run. There is no clock in here; seconds come as arguments.
@@ -21,8 +23,8 @@ _LEAST_SHARE = 0.1
 """Of a step with both, that its prompts are taken to have cost at least."""
 _MAX_GROWTH = 2.0
 """By which the cost of decodes is taken to have changed at most since they last ran alone."""
-_CALM = 0.5
-"""Of the promised time between two tokens what streams may take before prompts share steps."""
+_UNFELT = 1.05
+"""Times what decodes cost alone: a mean gap below that means that streams hardly feel prompts."""
 _FOLLOWS = 0.05
 """How far the size that runs alone moves with each step, as a fraction of it."""
 _FIRST_LARGE_TOKENS = 256.0
@@ -90,37 +92,33 @@ class StepShare:
 class StepBudget:
     """Divides steps between prompts and streams.
 
-    While streams have a token in less than half the time that they are promised (token_gap_s),
-    prompts run alone: nobody feels it. Else the two share steps, but for the largest prompts.
-
     A step is as long as its prompts want, up to longest_s: streams wait no longer for it (prompts
-    have half of that at least, however many the streams are). Where the step's prompt tokens are
-    among the largest part (alone_share) of what steps had lately, it runs without the streams, as
-    long as they would not come to wait for twice longest_s.
+    have half of that at least, however many the streams are). It runs without the streams where all
+    prompts end in it, they are among the largest part (alone_share) of what steps had lately, or
+    prompts have made streams slower by 5 % at most; as long as the streams would not come to wait
+    for twice longest_s.
     """
 
     def __init__(
         self,
         *,
         longest_s: float,
-        token_gap_s: float = 0.15,
-        alone_share: float = 0.15,
+        alone_share: float = 0.25,
         min_tokens: int = 32,
         max_tokens: int = 8192,
     ) -> None:
         """min_tokens, max_tokens: of a step's prompt chunks, however long that takes."""
         self.seconds = StepSeconds()
         self._longest_s = longest_s
-        self._calm_s = _CALM * token_gap_s
         self._alone_share = alone_share
         self._min_tokens = min_tokens
         self._max_tokens = max_tokens
         self._large_tokens = _FIRST_LARGE_TOKENS
         """At or above, a step's prompts are among the largest."""
         self._waited_s = 0.0
-        """What streams have been left out of since they last had a token."""
+        """What the steps took that streams were left out of since they last had a token."""
         self._expected_s = 0.0
-        """Of that, what is not known yet: the part of the step that runs."""
+        """What those of them take that have not ended, by their tokens."""
         self._gap_s = 0.0
         """Between two tokens of a stream, lately."""
         self._since_s = 0.0
@@ -134,31 +132,34 @@ class StepBudget:
             self._since_s = self._waited_s = 0.0
         elif self._expected_s:
             # A short step costs more than its tokens: by these alone many would seem to be nothing.
-            self._waited_s += seconds - self._expected_s
+            self._waited_s += seconds
         self._expected_s = 0.0
 
     def share(self, *, rows: int, backlog: int) -> StepShare:
         """The next step's; rows: sequences that decode; backlog: prompt tokens that wait."""
         if backlog == 0:
-            self._waited_s = 0.0
             return StepShare(0, with_decodes=True)
         tokens = self._bounded(backlog, 0.0)
+        is_large = self._is_large(tokens)
+        if rows == 0:
+            self._since_s = self._waited_s = 0.0
+            return StepShare(tokens, with_decodes=False)
+        goes_alone = tokens == backlog and (is_large or self._is_unfelt(rows))
+        if goes_alone and self._waited_s + self._expected_s < self._longest_s:
+            self._expected_s += tokens * self.seconds.token_s
+            return StepShare(tokens, with_decodes=False)
+        other_s = min(self.seconds.decode_s(rows), self._longest_s / 2)
+        return StepShare(self._bounded(backlog, other_s), with_decodes=True)
+
+    def _is_large(self, tokens: int) -> bool:
+        """Whether so many are among the largest part; which size that is follows what comes."""
         is_large = tokens > self._large_tokens
         step = _FOLLOWS * (is_large - self._alone_share)
         self._large_tokens = max(1.0, self._large_tokens * math.exp(step))
-        if rows == 0:
-            self._since_s = 0.0
-            return StepShare(tokens, with_decodes=False)
-        goes_alone = is_large or 0 < self._gap_s < self._calm_s
-        if goes_alone and self._waited_s < self._longest_s:
-            # What streams still wait for at most, in one step rather than two.
-            tokens = self._bounded(backlog, self._waited_s - self._longest_s)
-            self._expected_s = tokens * self.seconds.token_s
-            self._waited_s += self._expected_s
-            return StepShare(tokens, with_decodes=False)
-        self._waited_s = 0.0
-        other_s = min(self.seconds.decode_s(rows), self._longest_s / 2)
-        return StepShare(self._bounded(backlog, other_s), with_decodes=True)
+        return is_large
+
+    def _is_unfelt(self, rows: int) -> bool:
+        return 0 < self._gap_s < _UNFELT * self.seconds.decode_s(rows)
 
     def _bounded(self, backlog: int, other_s: float) -> int:
         """Of the backlog what one step takes beside what else it does."""
