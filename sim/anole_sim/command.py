@@ -1,6 +1,7 @@
 """`anole sim`: what the scheduler would do with a day's requests, in seconds and without a GPU."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -59,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"figures beside Chameleon's: all, or some of {', '.join(paper.SECTIONS)}",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3, help="of --paper (%(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="processes of --paper (%(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw P99 TTFT by load (SVG)")
 
@@ -105,7 +109,7 @@ def run(given: argparse.Namespace) -> int:
         return _show([golden_table([golden.check(one) for one in golden.PUBLISHED])], given)
     if given.paper is not None:
         study = paper.Study(folder=folder, seeds=given.seeds, tell=_progress)
-        return _show(paper.run(study, given.paper), given)
+        return _show(paper.run(study, given.paper, given.jobs), given)
     return _show([_compare(given, folder)], given)
 
 
