@@ -1,6 +1,7 @@
 """How long an answer will be, guessed from the answers that came before."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import log2
 from typing import Protocol
@@ -30,8 +31,7 @@ of nearly one length are one template, and its answers are alike."""
 _HORIZON = 1024
 """Answers over which the accuracy is averaged, those before fading."""
 
-_Key = tuple[AdapterId | None, int, int] | tuple[AdapterId | None, int] | None
-_EVERYTHING: _Key = None
+_Key = tuple[AdapterId | None, int, int] | tuple[AdapterId | None, int]
 
 
 class Predictor(Protocol):
@@ -96,17 +96,25 @@ class _Histogram:
         """Count an answer. The median moves by few buckets, so that this is O(1)."""
         counts = self._counts
         counts[bucket] += 1
-        self.total += 1
+        self.total = total = self.total + 1
+        if total == 1:
+            self.median = bucket
+            return
         if bucket < self.median:
             self._below += 1
-        if self.total == _FULL:
+        if total == _FULL:
             self._halve()
-        while 2 * self._below >= self.total:
-            self.median -= 1
-            self._below -= counts[self.median]
-        while 2 * (self._below + counts[self.median]) < self.total:
-            self._below += counts[self.median]
-            self.median += 1
+            total = self.total
+        half, below, median = total / 2, self._below, self.median
+        if below < half <= below + counts[median]:
+            return
+        while below >= half:
+            median -= 1
+            below -= counts[median]
+        while below + counts[median] < half:
+            below += counts[median]
+            median += 1
+        self._below, self.median = below, median
 
     def _halve(self) -> None:
         self._counts = counts = bytearray(count // 2 for count in self._counts)
@@ -127,33 +135,46 @@ class OnlinePredictor:
         self.accuracy = Accuracy()
         self._max_keys = max_keys
         self._histograms: OrderedDict[_Key, _Histogram] = OrderedDict()
+        """The one learnt from for longest first."""
+        self._of_all = _Histogram()
+        """Counts as a key, and is never forgotten, as every answer is added to it."""
 
     def __len__(self) -> int:
-        return len(self._histograms)
+        return len(self._histograms) + (self._of_all.total > 0)
 
     def predict(self, request: Request) -> int:
-        for key in _keys(request):
-            histogram = self._histograms.get(key)
+        return self._guess(request, map(self._histograms.get, _keys(request)))
+
+    def _guess(self, request: Request, alike: Iterable[_Histogram | None]) -> int:
+        """By the first histogram that is to be believed."""
+        for histogram in alike:
             if histogram is not None and histogram.total >= _ENOUGH:
                 return min(_MIDDLES[histogram.median], request.max_tokens)
+        if self._of_all.total >= _ENOUGH:
+            return min(_MIDDLES[self._of_all.median], request.max_tokens)
         return request.max_tokens
 
     def learn(self, request: Request, num_output_tokens: int, now: float) -> None:  # noqa: ARG002
         """Only first attempts teach: a later one is the rest of an answer."""
         if request.attempt > 0 or num_output_tokens < 1:
             return
-        self.accuracy.note(self.predict(request), num_output_tokens)
+        alike = [*map(self._renew, _keys(request))]
+        self.accuracy.note(self._guess(request, alike), num_output_tokens)
         bucket = min(int(_PER_OCTAVE * log2(num_output_tokens)), _NUM_BUCKETS - 1)
-        histograms = self._histograms
-        for key in _keys(request):
-            histogram = histograms.get(key)
-            if histogram is None:
-                histograms[key] = histogram = _Histogram()
-            else:
-                histograms.move_to_end(key)
+        for histogram in alike:
             histogram.add(bucket)
-        while len(histograms) > self._max_keys:
-            histograms.popitem(last=False)
+        self._of_all.add(bucket)
+        while len(self._histograms) >= self._max_keys:
+            self._histograms.popitem(last=False)
+
+    def _renew(self, key: _Key) -> _Histogram:
+        """The histogram of that key, which is the last now to be forgotten."""
+        histogram = self._histograms.get(key)
+        if histogram is None:
+            self._histograms[key] = histogram = _Histogram()
+        else:
+            self._histograms.move_to_end(key)
+        return histogram
 
 
 def _keys(request: Request) -> tuple[_Key, ...]:
@@ -164,5 +185,4 @@ def _keys(request: Request) -> tuple[_Key, ...]:
         (adapter_id, allowed, int(_FINE * octaves)),
         (adapter_id, allowed, ~int(_COARSE * octaves)),
         (adapter_id, allowed),
-        _EVERYTHING,
     )
