@@ -53,7 +53,7 @@ class Attendance:
             case AdaptersFound() if worker is not None:
                 self._learn(worker, event.adapters)
             case AdapterMoved() if worker is not None:
-                has_gone = event.residency in {Residency.ABSENT, Residency.HOST}
+                has_gone = event.residency is Residency.ABSENT or event.residency is Residency.HOST
                 self._cluster.num_departures += has_gone
                 worker.observe(event.adapter_id, event.residency, now)
             case WorkerGone() if worker is not None:

@@ -1,14 +1,13 @@
 """Requests that have ended, remembered for a while."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from anole_scheduler.core.request import Progress
 from anole_shared.ids import RequestId
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """What is kept of a request's last attempt that ended."""
 
     attempt: int
@@ -52,8 +51,9 @@ class EndedRequests:
             self._put(request_id, known)
 
     def _put(self, request_id: RequestId, ended: Ended) -> None:
+        if request_id in self._ended:
+            self._ended.move_to_end(request_id)
         self._ended[request_id] = ended
-        self._ended.move_to_end(request_id)
         if len(self._ended) > self._max_length:
             self._ended.popitem(last=False)
 

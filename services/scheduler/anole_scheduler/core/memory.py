@@ -1,6 +1,7 @@
 """One worker's budget of bytes, as far as the scheduler knows how it is used."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from anole_shared.ids import AdapterId
 
@@ -38,8 +39,7 @@ class Capacity:
         return min(self.max_model_len, num_blocks * self.block_size)
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """What one request takes of a worker's memory."""
 
     num_blocks: int
@@ -54,17 +54,13 @@ class Budget:
     An adapter that nobody uses counts nothing: it goes when its bytes are needed.
     """
 
-    __slots__ = ("_block_bytes", "_users", "adapter_bytes", "num_blocks")
+    __slots__ = ("_block_bytes", "_users", "num_blocks", "used_bytes")
 
     def __init__(self, block_bytes: int) -> None:
         self.num_blocks = 0
-        self.adapter_bytes = 0
+        self.used_bytes = 0
         self._block_bytes = block_bytes
         self._users: dict[AdapterId, tuple[int, int]] = {}  # how many, and the adapter's bytes
-
-    @property
-    def used_bytes(self) -> int:
-        return self.num_blocks * self._block_bytes + self.adapter_bytes
 
     def is_used(self, adapter_id: AdapterId) -> bool:
         """Whether a request that is counted needs the adapter."""
@@ -72,29 +68,34 @@ class Budget:
 
     def needed(self, charge: Charge) -> int:
         """Bytes that the charge would add."""
-        needed = charge.num_blocks * self._block_bytes
-        if charge.adapter_id is not None and charge.adapter_id not in self._users:
-            needed += charge.adapter_bytes
+        num_blocks, adapter_id, adapter_bytes = charge
+        needed = num_blocks * self._block_bytes
+        if adapter_id is not None and adapter_id not in self._users:
+            needed += adapter_bytes
         return needed
 
     def take(self, charge: Charge) -> None:
         """Count a request."""
-        self.num_blocks += charge.num_blocks
-        if charge.adapter_id is not None:
-            count, num_bytes = self._users.get(charge.adapter_id, (0, charge.adapter_bytes))
+        num_blocks, adapter_id, adapter_bytes = charge
+        self.num_blocks += num_blocks
+        self.used_bytes += num_blocks * self._block_bytes
+        if adapter_id is not None:
+            count, num_bytes = self._users.get(adapter_id, (0, adapter_bytes))
             if count == 0:
-                self.adapter_bytes += num_bytes
-            self._users[charge.adapter_id] = (count + 1, num_bytes)
+                self.used_bytes += num_bytes
+            self._users[adapter_id] = (count + 1, num_bytes)
 
     def give_back(self, charge: Charge) -> None:
         """Count a request no more."""
-        self.num_blocks -= charge.num_blocks
-        if charge.adapter_id is not None:
-            count, num_bytes = self._users.pop(charge.adapter_id)
+        num_blocks, adapter_id, _ = charge
+        self.num_blocks -= num_blocks
+        self.used_bytes -= num_blocks * self._block_bytes
+        if adapter_id is not None:
+            count, num_bytes = self._users.pop(adapter_id)
             if count > 1:
-                self._users[charge.adapter_id] = (count - 1, num_bytes)
+                self._users[adapter_id] = (count - 1, num_bytes)
             else:
-                self.adapter_bytes -= num_bytes
+                self.used_bytes -= num_bytes
 
     def freed(self, charge: Charge) -> int:
         """Bytes that giving the charge back would free."""
@@ -106,5 +107,6 @@ class Budget:
     def check_invariants(self) -> None:
         """Assert that nothing is negative, and each adapter is counted once."""
         assert self.num_blocks >= 0
-        assert self.adapter_bytes == sum(num_bytes for _, num_bytes in self._users.values())
+        adapter_bytes = sum(num_bytes for _, num_bytes in self._users.values())
+        assert self.used_bytes == self.num_blocks * self._block_bytes + adapter_bytes
         assert all(count > 0 for count, _ in self._users.values())

@@ -1,10 +1,10 @@
 """A request, and how far it has come."""
 
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import auto
 
 from anole_scheduler.core.adapter import Adapter
-from anole_scheduler.core.transition import check
+from anole_scheduler.core.transition import State, check
 from anole_shared.ids import AdapterId, GatewayId, RequestId, WorkerId
 
 
@@ -26,7 +26,7 @@ class Request:
         return self.num_prompt_tokens + self.max_tokens
 
 
-class RequestState(Enum):
+class RequestState(State):
     """What one attempt at a request is doing."""
 
     WAITING = auto()

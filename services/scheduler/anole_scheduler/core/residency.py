@@ -1,12 +1,12 @@
 """Where an adapter's weights are, seen from the scheduler."""
 
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import auto
 
-from anole_scheduler.core.transition import check
+from anole_scheduler.core.transition import State, check
 
 
-class Residency(Enum):
+class Residency(State):
     """What is believed of one adapter on one worker."""
 
     ABSENT = auto()

@@ -1,14 +1,12 @@
 """How large a request is, as one number, for sorting requests into classes."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from anole_scheduler.core.request import Progress
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(NamedTuple):
     """What a request's size is made of."""
 
     num_prompt_tokens: int
@@ -56,10 +54,12 @@ class WeightedSize:
         self._largest = _largest(window, self._rank_floor)
 
     def size(self, measure: Measure) -> float:
-        largest, (input_weight, output_weight) = self._largest, self._weights
-        tokens = input_weight * min(measure.num_prompt_tokens / largest.num_prompt_tokens, 1.0)
-        tokens += output_weight * min(measure.predicted_tokens / largest.predicted_tokens, 1.0)
-        return tokens * min(max(measure.rank, self._rank_floor) / largest.rank, 1.0)
+        most_prompt, most_predicted, most_rank, _ = self._largest
+        prompt, predicted, rank, _ = measure
+        input_weight, output_weight = self._weights
+        tokens = input_weight * min(prompt / most_prompt, 1.0)
+        tokens += output_weight * min(predicted / most_predicted, 1.0)
+        return tokens * min(max(rank, self._rank_floor) / most_rank, 1.0)
 
 
 class OutputSize:
