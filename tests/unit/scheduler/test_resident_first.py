@@ -117,7 +117,7 @@ def test_what_costs_more_has_a_later_deadline_once_something_is_known() -> None:
     pace, shares = Pace(), Shares()
     order = VirtualDeadline(5.0, pace, shares)
     small, large = waiting("s", max_tokens=10), waiting("l", max_tokens=100)
-    assert order.key(small, 0.0) == order.key(large, 0.0) == (0.0,)
+    assert order.key(small, 0.0) == order.key(large, 0.0) == 0.0
     pace.learn(waiting("x", num_output_tokens=10), now=1.0)
     assert order.key(small, 0.0) < order.key(large, 0.0)
 

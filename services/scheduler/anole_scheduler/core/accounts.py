@@ -52,7 +52,8 @@ class Accounts:
 
     def __init__(self, classes: SizeClasses, rule: ChargeRule, slo_s: float) -> None:
         self._classes = classes
-        self._rule = rule
+        self._is_shared = rule is ChargeRule.SHARED
+        self._is_free = rule is ChargeRule.TOKENS
         self._slo_s = slo_s
         self._quotas: dict[WorkerId, Quotas] = {}
         self._charges: dict[RequestId, _Charge] = {}
@@ -70,22 +71,23 @@ class Accounts:
 
     def need(self, progress: Progress, worker: Worker) -> int:
         """Tokens that the request would be charged there."""
-        return progress.predicted_len + self._adapter_tokens(progress, worker)
+        num_tokens = progress.request.num_prompt_tokens + progress.predicted_tokens
+        return num_tokens + self._adapter_tokens(progress, worker)
 
     def _adapter_tokens(self, progress: Progress, worker: Worker) -> int:
         adapter = progress.adapter
-        if adapter is None or self._rule is ChargeRule.TOKENS:
+        if adapter is None or self._is_free:
             return 0
-        key = (worker.worker_id, adapter.adapter_id)
-        if self._rule is ChargeRule.SHARED and key in self._shared:
+        if self._is_shared and (worker.worker_id, adapter.adapter_id) in self._shared:
             return 0
         return int(adapter.size_bytes / worker.bytes_per_token)
 
     def allows(self, progress: Progress, size_class: int, worker: Worker) -> bool:
         """Whether the class has enough left at the worker."""
         quotas = self.quotas(worker)
-        need = min(self.need(progress, worker), quotas.allotted[size_class])
-        return need <= quotas.available(size_class)
+        available = quotas.available(size_class)
+        is_unused = quotas.allotted[size_class] <= available
+        return is_unused or self.need(progress, worker) <= available
 
     def take(self, progress: Progress, worker: Worker) -> None:
         """Charge a request that the worker has now to its class, which may go above its share."""
@@ -95,7 +97,7 @@ class Accounts:
         adapter_tokens = self._adapter_tokens(progress, worker)
         num_tokens = progress.predicted_len
         adapter_id = progress.adapter.adapter_id if progress.adapter else None
-        if self._rule is ChargeRule.SHARED and adapter_id is not None:
+        if self._is_shared and adapter_id is not None:
             key = (worker.worker_id, adapter_id)
             if key not in self._shared:
                 self._shared[key] = _Shared(size_class, adapter_tokens, measure)
@@ -116,7 +118,7 @@ class Accounts:
         charge = self._charges.pop(progress.request.request_id)
         quotas = self._quotas[charge.worker_id]
         quotas.give_back(charge.size_class, charge.num_tokens)
-        if self._rule is ChargeRule.SHARED and charge.adapter_id is not None:
+        if self._is_shared and charge.adapter_id is not None:
             key = (charge.worker_id, charge.adapter_id)
             shared = self._shared[key]
             shared.num_users -= 1
@@ -174,7 +176,7 @@ class Accounts:
         return shares(minima, largest, total)
 
     def _largest(self, measures: Sequence[Measure], capacity: Capacity) -> int:
-        per_byte = 0.0 if self._rule is ChargeRule.TOKENS else 1 / capacity.bytes_per_token
+        per_byte = 0.0 if self._is_free else 1 / capacity.bytes_per_token
         needs = [
             measure.num_prompt_tokens + measure.predicted_tokens + measure.adapter_bytes * per_byte
             for measure in measures

@@ -6,13 +6,17 @@ from anole_scheduler.core.cluster import Cluster
 from anole_scheduler.core.ledger import Ledger
 from anole_scheduler.core.limits import Limits
 from anole_scheduler.core.placement import Placement
-from anole_scheduler.core.policy import MayUse, Outcome
+from anole_scheduler.core.policy import Outcome
 from anole_scheduler.core.refusal import refusal_of
 from anole_scheduler.core.registry import Registry
 from anole_scheduler.core.request import Progress
 from anole_scheduler.core.residency import Residency
 from anole_scheduler.core.worker import Worker
 from anole_shared.ids import AdapterId
+
+# Short ways to members, see State.
+_STARTED, _NO_ROOM = Outcome.STARTED, Outcome.NO_ROOM
+_LOADING, _RESIDENT = Residency.LOADING, Residency.RESIDENT
 
 
 class Dispatcher:
@@ -36,40 +40,31 @@ class Dispatcher:
     def workers(self) -> Sequence[Worker]:
         return self._cluster.workers
 
-    def choose(
-        self,
-        progress: Progress,
-        may_use: MayUse | None = None,
-        among: Sequence[Worker] | None = None,
-    ) -> Worker | None:
-        """The best worker that has room and may be used."""
+    def choose(self, progress: Progress, among: Sequence[Worker] | None = None) -> Worker | None:
+        """The best worker that has room."""
         workers = self._cluster.workers if among is None else among
-        return self._placement.choose(progress, workers, may_use)
+        return self._placement.choose(progress, workers)
 
-    def offer(
-        self,
-        progress: Progress,
-        may_use: MayUse | None = None,
-        among: Sequence[Worker] | None = None,
-    ) -> Outcome:
+    def offer(self, progress: Progress, among: Sequence[Worker] | None = None) -> Outcome:
         """Start the request where it fits best; refuse it where it never will."""
-        worker = self.choose(progress, may_use, among)
+        worker = self.choose(progress, among)
         if worker is not None:
             self._ledger.start(progress, worker)
-            return Outcome.STARTED
+            return _STARTED
         version = self._cluster.version
         if progress.possible_since == version:
-            return Outcome.NO_ROOM
+            return _NO_ROOM
         refusal = refusal_of(progress.request, self._cluster.workers, self._registry)
         if refusal is None:
             progress.possible_since = version
-            return Outcome.NO_ROOM
+            return _NO_ROOM
         self._ledger.fail(progress, refusal)
         return Outcome.REFUSED
 
     def load(self, progress: Progress) -> bool:
         """Have the request's adapter loaded where the request will fit best."""
-        worker = self.choose(progress, self._loads_few)
+        able = [worker for worker in self._cluster.workers if self._loads_few(worker)]
+        worker = self.choose(progress, able)
         if worker is not None:
             self._ledger.prefetch(progress, worker)
         return worker is not None
@@ -101,7 +96,7 @@ class Dispatcher:
         """Have adapters loaded early that the next requests need and no worker has."""
         version = self._cluster.num_departures
         for progress in upcoming:
-            if progress.is_prefetched or progress.seen_by == version:
+            if progress.seen_by == version or progress.is_prefetched:
                 continue
             adapter_id = progress.request.adapter_id
             if adapter_id is None or self._is_somewhere(adapter_id):
@@ -121,7 +116,7 @@ class Dispatcher:
         """Whether a worker that stays has it on its device, or will have."""
         for worker in self._cluster.workers:
             residency = worker.residency(adapter_id)
-            is_near = residency is Residency.RESIDENT or residency is Residency.LOADING
+            is_near = residency is _RESIDENT or residency is _LOADING
             if is_near and not worker.is_draining:
                 return True
         return False

@@ -18,6 +18,9 @@ from anole_scheduler.core.request import Progress, RequestState
 from anole_scheduler.core.worker import Worker
 from anole_shared.ids import RequestId
 
+# Short ways to members, see State.
+_WAITING, _RUNNING = RequestState.WAITING, RequestState.RUNNING
+
 
 class Ledger:
     """Changes a request's state, its place and the commands that go with it, all at once."""
@@ -27,6 +30,8 @@ class Ledger:
         self.ended = ended
         self.requests: dict[RequestId, Progress] = {}
         """In order of arrival."""
+        self.num_waiting = 0
+        """How many of them are in the queue."""
         self.commands: list[Command] = []
         """What the event at hand has led to so far."""
         self.now = 0.0
@@ -50,13 +55,14 @@ class Ledger:
     def wait(self, progress: Progress) -> None:
         """Let it wait for its turn."""
         self.queue.push(progress, self.now)
+        self.num_waiting += 1
 
     def start(self, progress: Progress, worker: Worker) -> None:
         """Give a waiting request to a worker."""
         request, residency = progress.request, None
         if request.adapter_id is not None:
-            residency = worker.residency(request.adapter_id)
-            worker.expect(request.adapter_id, self.now)
+            residency = worker.expect(request.adapter_id, self.now)
+        self._leave_queue(progress)
         self._run_on(progress, worker)
         self.commands.append(
             Admit(worker_id=worker.worker_id, request=request, residency=residency)
@@ -65,13 +71,14 @@ class Ledger:
     def adopt(self, progress: Progress, worker: Worker) -> None:
         """The worker runs the request already."""
         worker.forget_foreign(progress.request.request_id)
+        if progress.request.request_id in self.queue:
+            self._leave_queue(progress)
         self._run_on(progress, worker)
         self.commands.append(Adopt(worker_id=worker.worker_id, request=progress.request))
 
     def _run_on(self, progress: Progress, worker: Worker) -> None:
-        self._leave_queue(progress)
         worker.admit(progress)
-        progress.move_to(RequestState.RUNNING)
+        progress.move_to(_RUNNING)
         progress.worker_id = worker.worker_id
         progress.admitted_s = self.now
         self.queue.running(progress, worker, self.now)
@@ -100,7 +107,7 @@ class Ledger:
             return
         worker.release(progress.request.request_id)
         self.queue.ended(progress, self.now)
-        progress.move_to(RequestState.WAITING)
+        progress.move_to(_WAITING)
         progress.worker_id = None
         self.wait(progress)
 
@@ -169,7 +176,8 @@ class Ledger:
         if worker is not None and worker.has(request_id):
             num_output_tokens = progress.num_output_tokens or 0
             worker.release(request_id, progress.request.num_prompt_tokens + num_output_tokens)
-        self._leave_queue(progress)
+        if progress.state is _WAITING and request_id in self.queue:
+            self._leave_queue(progress)
         if progress.worker_id is not None:
             self.queue.ended(progress, self.now)
         progress.move_to(state)
@@ -178,9 +186,8 @@ class Ledger:
         self.commands.append(Done(request_id=request_id, attempt=attempt))
 
     def _leave_queue(self, progress: Progress) -> None:
-        if progress.request.request_id not in self.queue:
-            return
         self.queue.remove(progress)
+        self.num_waiting -= 1
         worker = self._cluster.get(progress.reserved_at) if progress.reserved_at else None
         if worker is not None and worker.reserved_for == progress.request.request_id:
             worker.reserved_for = None
@@ -192,7 +199,7 @@ class Ledger:
         admitted = [r for worker in self._cluster.workers for r in worker.admitted()]
         assert len(admitted) == len(set(admitted)), "a request is at two workers"
         for request_id, progress in self.requests.items():
-            is_waiting = progress.state is RequestState.WAITING
+            is_waiting = progress.state is _WAITING
             is_running = progress.is_at_worker
             worker = self.worker_of(progress)
             assert progress.request.request_id == request_id
@@ -200,4 +207,5 @@ class Ledger:
             assert (request_id in self.queue) == is_waiting
             assert (worker is not None and worker.has(request_id)) == is_running
             assert not self.ended.covers(request_id, progress.request.attempt)
-        assert len(admitted) + len(self.queue) == len(self.requests)
+        assert len(self.queue) == self.num_waiting
+        assert len(admitted) + self.num_waiting == len(self.requests)

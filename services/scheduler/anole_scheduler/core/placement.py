@@ -1,9 +1,9 @@
 """Chooses the worker for a request: filter, score, pick."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from anole_scheduler.core.policy import Filter, MayUse, Picker, Scorer
+from anole_scheduler.core.policy import Filter, Picker, Scorer
 from anole_scheduler.core.request import Progress
 from anole_scheduler.core.worker import Worker
 
@@ -18,16 +18,12 @@ class Placement:
     """The most important first: a later one only decides between workers equal so far."""
     picker: Picker
 
-    def choose(
-        self, progress: Progress, workers: Iterable[Worker], may_use: MayUse | None = None
-    ) -> Worker | None:
+    def choose(self, progress: Progress, workers: Sequence[Worker]) -> Worker | None:
         """The worker for the request, None while there is none. workers come in order of id."""
+        if not workers:
+            return None
         fitting = [
-            worker
-            for worker in workers
-            if worker.is_open
-            and (may_use is None or may_use(worker))
-            and self._passes(progress, worker)
+            worker for worker in workers if worker.is_open and self._passes(progress, worker)
         ]
         if len(fitting) <= 1:
             return fitting[0] if fitting else None
@@ -39,4 +35,7 @@ class Placement:
         )
 
     def _passes(self, progress: Progress, worker: Worker) -> bool:
-        return all(policy.passes(progress, worker) for policy in self.filters)
+        for policy in self.filters:  # noqa: SIM110 - asked about every worker: all() takes longer
+            if not policy.passes(progress, worker):
+                return False
+        return True

@@ -1,6 +1,6 @@
 """The questions that policies answer, and what a policy may ask for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Protocol
 
@@ -8,14 +8,11 @@ from anole_scheduler.core.request import Progress
 from anole_scheduler.core.worker import Worker
 from anole_shared.ids import AdapterId, RequestId, WorkerId
 
-Key = tuple[float, ...]
+Key = float
 """Sorts waiting requests; the smallest is served first, equal ones by request id."""
 
 Scores = tuple[float, ...]
 """One score a scorer, the most important first; higher is better."""
-
-MayUse = Callable[[Worker], bool]
-"""Which workers a policy allows a request, beside what the filters say."""
 
 
 class Outcome(Enum):
@@ -37,24 +34,14 @@ class Dispatch(Protocol):
         """Every worker, in order of id."""
         ...
 
-    def offer(
-        self,
-        progress: Progress,
-        may_use: MayUse | None = None,
-        among: Sequence[Worker] | None = None,
-    ) -> Outcome:
-        """Give the request to the best of the workers that may be used, if one can take it.
+    def offer(self, progress: Progress, among: Sequence[Worker] | None = None) -> Outcome:
+        """Give the request to the best of the workers, if one can take it.
 
         among: look at these only, given in order of id; None: at all.
         """
         ...
 
-    def choose(
-        self,
-        progress: Progress,
-        may_use: MayUse | None = None,
-        among: Sequence[Worker] | None = None,
-    ) -> Worker | None:
+    def choose(self, progress: Progress, among: Sequence[Worker] | None = None) -> Worker | None:
         """The worker that offer() would give it to."""
         ...
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from operator import itemgetter
 
 from sortedcontainers import SortedList
 
@@ -10,14 +11,16 @@ from anole_scheduler.core.request import Progress, RequestState
 from anole_shared.ids import RequestId
 
 _Place = tuple[Key, RequestId, Progress]
+_PROGRESS = itemgetter(2)
 
 
 class Line:
     """Sorted by key, then by request id; everything that it does takes O(log n)."""
 
     def __init__(self) -> None:
+        self.head: Progress | None = None
+        """Whose turn it is."""
         self._line: SortedList[_Place] = SortedList()
-        self._head: _Place | None = None
         self._places: dict[RequestId, _Place] = {}
 
     def __len__(self) -> int:
@@ -37,26 +40,22 @@ class Line:
         place = (key, request_id, progress)
         self._places[request_id] = place
         self._line.add(place)
-        if self._head is None or place < self._head:
-            self._head = place
+        if self.head is None or place < self._places[self.head.request.request_id]:
+            self.head = progress
 
     def remove(self, request_id: RequestId) -> bool:
         """Take a request out, wherever it stands; whether it was the head."""
         place = self._places.pop(request_id)
-        if self._head is not place:
+        if self.head is not place[2]:
             self._line.remove(place)
             return False
-        del self._line[0]
-        self._head = self._line[0] if self._places else None
+        self._line.pop(0)
+        self.head = self._line[0][2] if self._places else None
         return True
-
-    def head(self) -> Progress | None:
-        """Whose turn it is."""
-        return self._head[2] if self._head else None
 
     def first(self, count: int) -> list[Progress]:
         """At most count requests from the head."""
-        return [progress for _, _, progress in islice(self._line, count)]
+        return list(map(_PROGRESS, islice(self._line, count)))
 
     def key(self, request_id: RequestId) -> Key:
         """The place of a request that is in the line."""
@@ -67,7 +66,7 @@ class Line:
         keys = [(key, request_id) for key, request_id, _ in self._line]
         assert keys == sorted(keys)
         assert len(keys) == len(self._places)
-        assert self._head is (self._line[0] if keys else None)
+        assert self.head is (self._line[0][2] if keys else None)
         for key, request_id, progress in self._line:
             assert self._places[request_id] == (key, request_id, progress)
             assert progress.request.request_id == request_id

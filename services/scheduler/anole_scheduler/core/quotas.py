@@ -51,8 +51,9 @@ class Quotas:
         """What the class may still use: nothing while it is above its share, having borrowed."""
         left = self.allotted[size_class] - self.used[size_class]
         unused = self.total - self._num_used
-        smaller = left if left < unused else unused  # noqa: FURB136 - asked most often of all
-        return smaller if smaller > 0 else 0  # noqa: FURB136
+        if unused < left:  # noqa: PLR1730 - asked most often of all
+            left = unused
+        return left if left > 0 else 0  # noqa: FURB136
 
     def allot(self, allotted: Sequence[int], used: Sequence[int]) -> None:
         """New shares, perhaps of other classes; used: what runs, by the new classes."""

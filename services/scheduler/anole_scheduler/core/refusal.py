@@ -31,10 +31,20 @@ def refusal_of(request: Request, workers: Sequence[Worker], registry: Registry) 
     if not workers:
         return None
     recorded = registry.get(request.adapter_id) if request.adapter_id else None
-    workers = [worker for worker in workers if not worker.is_draining] or workers
     for worker in workers:
-        if worker.can_ever_run(request, recorded):
+        if not worker.is_draining and worker.can_ever_run(request, recorded):
             return None
+    return _obstacle(request, workers, recorded)
+
+
+def _obstacle(
+    request: Request, workers: Sequence[Worker], recorded: Adapter | None
+) -> Refusal | None:
+    """A thorough look, where none that stays can run it."""
+    staying = [worker for worker in workers if not worker.is_draining]
+    if not staying and any(worker.can_ever_run(request, recorded) for worker in workers):
+        return None
+    workers = staying or workers
     if request.adapter_id is not None:
         having = [worker for worker in workers if _has(worker, request.adapter_id)]
         if not having:

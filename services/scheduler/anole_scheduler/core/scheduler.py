@@ -13,15 +13,15 @@ from anole_scheduler.core.drain import DrainRate
 from anole_scheduler.core.ended import EndedRequests
 from anole_scheduler.core.events import (
     AdapterMoved,
+    AdaptersFound,
     Event,
     Recalled,
     RequestArrived,
     RequestCancelled,
-    RequestEvent,
     SequenceEnded,
     SequenceReturned,
     Tick,
-    WorkerEvent,
+    WorkerGone,
     WorkerSeen,
 )
 from anole_scheduler.core.ledger import Ledger
@@ -33,10 +33,17 @@ from anole_scheduler.core.reconcile import can_be_running
 from anole_scheduler.core.refusal import Refusal, refusal_of
 from anole_scheduler.core.registry import Registry
 from anole_scheduler.core.request import Progress, RequestState
+from anole_scheduler.core.worker import Worker
+
+# Short ways to members, see State.
+_ABORTING, _SQUASHING = RequestState.ABORTING, RequestState.SQUASHING
+_ABORTED, _FINISHED = RequestState.ABORTED, RequestState.FINISHED
 
 _SQUASHED = Refusal(
     failure=Failure.SQUASHED, message="it made room for a request that it had passed"
 )
+
+_RareEvent = RequestCancelled | SequenceReturned | AdaptersFound | WorkerGone | Recalled | Tick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +94,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Requests that no worker has."""
-        return len(self._queue)
+        return self._ledger.num_waiting
 
     @property
     def num_unfinished(self) -> int:
@@ -99,49 +106,56 @@ class Scheduler:
 
         now never goes back. Tick must come several times within the shortest of the limits.
         """
-        self._ledger.begin(now)
-        if isinstance(event, Tick):
-            self._attendance.drop_silent(now)
-            self._fail_without_workers(now)
-        elif isinstance(event, Recalled):
-            self._attendance.recall(event, now)
-        else:
-            self._take_in(event, now)
-        self._note_change(event)
-        if self._queue and now >= self._settled_s:
+        ledger = self._ledger
+        ledger.begin(now)
+        self._take_in(event, now)
+        if ledger.num_waiting > 0 and now >= self._settled_s:
             self._queue.admit(self._dispatcher, now)
             # Nobody new is among the first where a request came behind them.
             num_first = self._limits.max_prefetch
-            if not isinstance(event, RequestArrived) or len(self._queue) <= num_first:
+            if not isinstance(event, RequestArrived) or ledger.num_waiting <= num_first:
                 self._dispatcher.look_ahead(self._queue.upcoming(num_first))
-        return self._ledger.commands
+        return ledger.commands
 
-    def _note_change(self, event: Event) -> None:
-        """Tell the policy where it is worth another try."""
-        match event:
-            case RequestArrived():
-                pass
-            case AdapterMoved():
-                self._queue.adapter_moved(event.adapter_id)
-            case SequenceEnded() | WorkerSeen():
-                worker = self._cluster.get(event.worker_id)
-                if worker is not None:
-                    self._queue.room_changed(worker)
-            case _:
-                self._queue.room_changed(None)
+    def _take_in(self, event: Event, now: float) -> None:
+        """Believe it, and tell the policy where it is worth another try. The most frequent first.
 
-    def _take_in(self, event: RequestEvent | WorkerEvent, now: float) -> None:
-        if self._first_heard_s is None:
+        Who arrives makes no room.
+        """
+        if self._first_heard_s is None and not isinstance(event, Tick | Recalled):
             self._first_heard_s = now
         match event:
             case RequestArrived():
                 self._on_arrived(event, now)
+            case SequenceEnded():
+                worker = self._cluster.get(event.worker_id)
+                self._on_ended(event, worker, now)
+                if worker is not None:
+                    self._queue.room_changed(worker)
+            case AdapterMoved():
+                self._attendance.handle(event, now)
+                self._queue.adapter_moved(event.adapter_id)
+            case WorkerSeen():
+                self._attendance.handle(event, now)
+                worker = self._cluster.get(event.worker_id)
+                if worker is not None:
+                    self._queue.room_changed(worker)
+            case _:
+                self._take_in_rare(event, now)
+                self._queue.room_changed(None)
+
+    def _take_in_rare(self, event: _RareEvent, now: float) -> None:
+        """After which there may be room anywhere."""
+        match event:
+            case Tick():
+                self._attendance.drop_silent(now)
+                self._fail_without_workers(now)
+            case Recalled():
+                self._attendance.recall(event, now)
             case RequestCancelled():
                 progress = self._ledger.requests.get(event.request_id)
                 if progress is not None:
                     self._ledger.cancel(progress, event.reason)
-            case SequenceEnded():
-                self._on_ended(event, now)
             case SequenceReturned():
                 self._on_returned(event)
             case _:
@@ -206,8 +220,9 @@ class Scheduler:
         """Whether there is no place; who was accepted before needs none in the queue."""
         if self.num_unfinished > self._limits.max_unfinished:
             return True
-        is_new = not event.redelivered and event.request.attempt == 0
-        return is_new and self.num_waiting >= self._limits.max_waiting
+        if self._ledger.num_waiting < self._limits.max_waiting:
+            return False
+        return not event.redelivered and event.request.attempt == 0
 
     def _full(self, now: float) -> Refusal:
         retry_after_s = self._drain.wait_s(self.num_waiting, now)
@@ -225,8 +240,7 @@ class Scheduler:
         if now < self._first_heard_s + self._limits.settle_s:
             self._settled_s = self._first_heard_s + self._limits.settle_s
 
-    def _on_ended(self, event: SequenceEnded, now: float) -> None:
-        worker = self._cluster.get(event.worker_id)
+    def _on_ended(self, event: SequenceEnded, worker: Worker | None, now: float) -> None:
         if worker is not None:
             worker.forget_foreign(event.request_id)
         progress = self._ledger.requests.get(event.request_id)
@@ -234,18 +248,17 @@ class Scheduler:
             # The request itself may yet be delivered again: it has had its answer.
             self._ended.add_unknown(event.request_id, event.attempt)
             return
-        is_elsewhere = progress.worker_id not in {None, event.worker_id}
+        is_elsewhere = progress.worker_id is not None and progress.worker_id != event.worker_id
         if is_elsewhere or event.attempt != progress.request.attempt:
             return
         self._drain.note_end(now)
         if event.was_finished:
             progress.num_output_tokens = event.num_output_tokens
             self._predictor.learn(progress.request, event.num_output_tokens, now)
-        if progress.state is RequestState.SQUASHING and not event.was_finished:
+        if not event.was_finished and progress.state is _SQUASHING:
             self._ledger.fail(progress, _SQUASHED)
             return
-        is_aborting = progress.state is RequestState.ABORTING
-        ending = RequestState.ABORTED if is_aborting else RequestState.FINISHED
+        ending = _ABORTED if progress.state is _ABORTING else _FINISHED
         self._ledger.end(progress, ending)
 
     def _on_returned(self, event: SequenceReturned) -> None:

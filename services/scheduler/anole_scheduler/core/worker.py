@@ -9,6 +9,9 @@ from anole_scheduler.core.residency import Presence, Residency
 from anole_shared.ids import AdapterId, RequestId, WorkerId
 from anole_shared.units import div_ceil
 
+# Short ways to members, see State.
+_ABSENT, _HOST, _LOADING = Residency.ABSENT, Residency.HOST, Residency.LOADING
+
 
 class Worker:
     """A mirror of the worker's own admission.
@@ -44,6 +47,8 @@ class Worker:
         """Whether it finishes what it has and takes nothing more."""
         self.is_open = True
         """Whether there may be room for some request; a quick look before has_room()."""
+        self._takes_ahead = True
+        """Whether a request that cannot start yet may be given to it."""
         self.started: dict[RequestId, Charge] = {}
         self.ahead: dict[RequestId, Charge] = {}
         """What waits at the worker, in order."""
@@ -61,6 +66,7 @@ class Worker:
         self._longest: dict[AdapterId, int] = {}
         self._presences: dict[AdapterId, Presence] = {}
         self._num_loading = 0
+        self._look_open()
 
     @property
     def folder(self) -> Mapping[AdapterId, Adapter] | None:
@@ -170,21 +176,14 @@ class Worker:
         """Whether the request may be given to it now."""
         if self.reserved_for is not None and self.reserved_for != progress.request.request_id:
             return False
-        return self._has_place_ahead() or (self._has_seat() and self.can_start(progress))
-
-    def _has_place_ahead(self) -> bool:
-        """Whether a request that cannot start yet may be given to it."""
-        seats = self.capacity.max_num_seqs + self._admit_ahead
-        return len(self.ahead) < self._admit_ahead and self.num_admitted + len(self.foreign) < seats
+        return self._takes_ahead or self.can_start(progress)
 
     def _has_seat(self) -> bool:
         return len(self.started) + len(self.foreign) < self.capacity.max_num_seqs
 
     def _fits_now(self, charge: Charge) -> bool:
-        if len(self.started) + len(self.foreign) >= self.capacity.max_num_seqs:
-            return False
         needed = self.used_bytes + self.budget.needed(charge)
-        return needed <= self.capacity.memory_bytes
+        return needed <= self.capacity.memory_bytes and self._has_seat()
 
     def admit(self, progress: Progress) -> None:
         """Count the request as given to the worker."""
@@ -203,8 +202,9 @@ class Worker:
         charge = self.started.pop(request_id, None)
         if charge is not None:
             self.budget.give_back(charge)
-            excess = div_ceil(num_tokens, self.capacity.block_size) - charge.num_blocks
-            self.unexplained_blocks -= min(max(excess, 0), self.unexplained_blocks)
+            if self.unexplained_blocks > 0:
+                excess = div_ceil(num_tokens, self.capacity.block_size) - charge.num_blocks
+                self.unexplained_blocks -= min(max(excess, 0), self.unexplained_blocks)
         else:
             self._ahead_blocks -= self.ahead.pop(request_id).num_blocks
         self._start_next()
@@ -227,7 +227,12 @@ class Worker:
         self.budget.take(charge)
 
     def _look_open(self) -> None:
-        self.is_open = self._has_place_ahead() or (not self.ahead and self._has_seat())
+        """After every change: what has_room() asks of every worker for every request."""
+        num_ahead = len(self.ahead)
+        num_seats = self.capacity.max_num_seqs - len(self.started) - len(self.foreign)
+        left = self._admit_ahead - num_ahead
+        self._takes_ahead = left > 0 and num_seats + left > 0
+        self.is_open = self._takes_ahead or (num_ahead == 0 and num_seats > 0)
 
     def disown(self, request: Request, now: float) -> None:
         """The worker may still run what it was given, but it is no longer ours."""
@@ -257,24 +262,26 @@ class Worker:
     def residency(self, adapter_id: AdapterId) -> Residency:
         """Where the adapter is believed to be."""
         presence = self._presences.get(adapter_id)
-        return presence.residency if presence else Residency.ABSENT
+        return presence.residency if presence else _ABSENT
 
     def adapters(self, residency: Residency) -> tuple[AdapterId, ...]:
         """The adapters that are believed to be there, by id."""
         return tuple(sorted(a for a, p in self._presences.items() if p.residency is residency))
 
-    def expect(self, adapter_id: AdapterId, now: float) -> None:
-        """The worker was given a reason to load the adapter."""
-        if self.residency(adapter_id) in {Residency.ABSENT, Residency.HOST}:
-            self.observe(adapter_id, Residency.LOADING, now)
+    def expect(self, adapter_id: AdapterId, now: float) -> Residency:
+        """The worker was given a reason to load the adapter; where it was before."""
+        residency = self.residency(adapter_id)
+        if residency is _ABSENT or residency is _HOST:
+            self.observe(adapter_id, _LOADING, now)
+        return residency
 
     def observe(self, adapter_id: AdapterId, residency: Residency, now: float) -> None:
         """The adapter has come or gone."""
         presence = self._presences.setdefault(adapter_id, Presence(since_s=now))
-        self._num_loading -= presence.residency is Residency.LOADING
+        self._num_loading -= presence.residency is _LOADING
         presence.observe(residency, now)
-        self._num_loading += residency is Residency.LOADING
-        if residency is Residency.ABSENT:
+        self._num_loading += residency is _LOADING
+        if residency is _ABSENT:
             del self._presences[adapter_id]
 
     def report_adapters(
@@ -287,14 +294,14 @@ class Worker:
         """
         has_any_gone = False
         for adapter_id, presence in list(self._presences.items()):
-            residency = reported.get(adapter_id, Residency.ABSENT)
-            if residency is Residency.ABSENT or residency is Residency.HOST:
-                is_coming = presence.residency is Residency.LOADING
+            residency = reported.get(adapter_id, _ABSENT)
+            if residency is _ABSENT or residency is _HOST:
+                is_coming = presence.residency is _LOADING
                 if not (is_coming and now - presence.since_s <= load_timeout_s):
                     has_any_gone |= presence.residency is not residency
                     self.observe(adapter_id, residency, now)
         for adapter_id, residency in reported.items():
-            if residency is not Residency.HOST or self.residency(adapter_id) is Residency.ABSENT:
+            if residency is not _HOST or self.residency(adapter_id) is _ABSENT:
                 self.observe(adapter_id, residency, now)
         return has_any_gone
 
@@ -310,7 +317,9 @@ class Worker:
         assert self.budget.used_bytes <= self.capacity.memory_bytes
         if self.ahead:
             assert not self._fits_now(next(iter(self.ahead.values()))), "one waits though it fits"
-        assert all(p.residency is not Residency.ABSENT for p in self._presences.values())
-        loading = [p for p in self._presences.values() if p.residency is Residency.LOADING]
+        assert all(p.residency is not _ABSENT for p in self._presences.values())
+        loading = [p for p in self._presences.values() if p.residency is _LOADING]
         assert self._num_loading == len(loading)
-        assert self.is_open == (self._has_place_ahead() or (not self.ahead and self._has_seat()))
+        before = self.is_open, self._takes_ahead
+        self._look_open()
+        assert before == (self.is_open, self._takes_ahead)

@@ -1,7 +1,7 @@
 """One line a size class, with quotas: Chameleon's scheduler."""
 
 from collections.abc import Sequence
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 
 from anole_scheduler.core.accounts import Accounts
 from anole_scheduler.core.classes import SizeClasses
@@ -17,6 +17,8 @@ from anole_scheduler.core.worker import Worker
 from anole_shared.ids import AdapterId, RequestId, WorkerId
 
 _NEVER = float("inf")
+# Short ways to members, see State.
+_STARTED, _NO_ROOM = Outcome.STARTED, Outcome.NO_ROOM
 
 
 class _Queue:
@@ -79,9 +81,9 @@ class ClassQueues:
 
     def _enqueue(self, progress: Progress, size_class: int) -> None:
         queue = self._queues[size_class]
-        queue.line.push((progress.first_arrived_s,), progress)
+        queue.line.push(progress.first_arrived_s, progress)
         self._class_of[progress.request.request_id] = size_class
-        if queue.line.head() is progress:
+        if queue.line.head is progress:
             queue.renew()
         elif queue.is_passed and len(queue.line) <= self._knobs.bypass_depth + 1:
             queue.untried.reset()
@@ -107,12 +109,12 @@ class ClassQueues:
             for queue in self._queues:
                 queue.untried.reset()
             return
-        may_borrow = self._knobs.lends and not all(queue.line for queue in self._queues)
+        heads = [queue.line.head for queue in self._queues]
+        may_borrow = self._knobs.lends and None in heads
         is_special = may_borrow or worker.reserved_for is not None
-        for size_class, queue in enumerate(self._queues):
-            head = queue.line.head()
+        for size_class, head in enumerate(heads):
             if is_special or head is None or self._accounts.allows(head, size_class, worker):
-                queue.untried.add(worker)
+                self._queues[size_class].untried.add(worker)
 
     def adapter_moved(self, adapter_id: AdapterId) -> None:
         pass
@@ -134,7 +136,7 @@ class ClassQueues:
         tried = [
             size_class
             for size_class, queue in enumerate(self._queues)
-            if queue.untried and queue.line and self._serve(size_class, dispatch, now)
+            if queue.untried.are_any and queue.line.head and self._serve(size_class, dispatch, now)
         ]
         if tried and self._knobs.lends and len(self._queues) > 1:
             self._lend(tried, dispatch)
@@ -146,9 +148,9 @@ class ClassQueues:
         before, self._queues = self._queues, [_Queue() for _ in range(self._classes.count)]
         for progress in (progress for queue in before for progress in queue.line):
             self._enqueue(progress, self._classes.class_of(measure_of(progress)))
-        since_s = {id(queue.line.head()): queue.blocked_since_s for queue in before}
+        since_s = {id(queue.line.head): queue.blocked_since_s for queue in before}
         for queue in self._queues:
-            queue.blocked_since_s = since_s.get(id(queue.line.head()), _NEVER)
+            queue.blocked_since_s = since_s.get(id(queue.line.head), _NEVER)
         self._accounts.measure_demand(now)
         self._allotted_for = None
 
@@ -157,7 +159,7 @@ class ClassQueues:
         self._impatient_s = _NEVER
         for queue in sorted(self._queues, key=lambda queue: queue.blocked_since_s):
             due_s = queue.blocked_since_s + self._knobs.patience_s
-            head = queue.line.head()
+            head = queue.line.head
             if head is None or due_s == _NEVER:
                 continue
             is_reserved = head.reserved_at is not None
@@ -171,10 +173,10 @@ class ClassQueues:
     def _serve(self, size_class: int, dispatch: Dispatch, now: float) -> bool:
         """Phase one for one class; whether its head was turned away."""
         queue = self._queues[size_class]
-        while queue.untried and (head := queue.line.head()) is not None:
+        while queue.untried.are_any and (head := queue.line.head) is not None:
             queue.tried = queue.untried.take(dispatch.workers)
             allowed = self._allowing(head, size_class, queue.tried)
-            if dispatch.offer(head, among=allowed) is not Outcome.NO_ROOM:
+            if dispatch.offer(head, allowed) is not _NO_ROOM:
                 continue
             if queue.blocked_since_s == _NEVER:
                 queue.blocked_since_s = now
@@ -223,7 +225,7 @@ class ClassQueues:
                 for worker in self._allowing(other, size_class, short)
                 if worker.can_start(other) and self._bypass.waits_longer(head, other, worker, now)
             ]
-            if passing and dispatch.offer(other, among=passing) is Outcome.STARTED:
+            if passing and dispatch.offer(other, passing) is _STARTED:
                 self._bypass.note(head, other)
 
     def _lend(self, tried: list[int], dispatch: Dispatch) -> None:
@@ -235,9 +237,9 @@ class ClassQueues:
         for size_class in tried:
             queue = self._queues[size_class]
             among = queue.tried
-            while (head := queue.line.head()) is not None:
+            while (head := queue.line.head) is not None:
                 lending = self._lending(head, among, empty, spare)
-                if not lending or dispatch.offer(head, among=lending) is Outcome.NO_ROOM:
+                if not lending or dispatch.offer(head, lending) is _NO_ROOM:
                     break
                 among = dispatch.workers
                 if head.worker_id is not None:
@@ -265,8 +267,8 @@ class ClassQueues:
         """The heads of all classes, the smallest class first, then those behind them."""
         if len(self._queues) == 1:
             return self._queues[0].line.first(count)
-        rows = zip_longest(*(queue.line.first(count) for queue in self._queues))
-        return [progress for progress in chain.from_iterable(rows) if progress][:count]
+        rows = zip_longest(*[queue.line for queue in self._queues])
+        return list(islice(filter(None, chain.from_iterable(rows)), count))
 
     def check_invariants(self) -> None:
         self._accounts.check_invariants()

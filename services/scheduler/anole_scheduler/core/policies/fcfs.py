@@ -8,4 +8,4 @@ class FirstComeFirstServed:
     """Order of first arrival; a request that does not fit yet lets nobody pass."""
 
     def key(self, progress: Progress, now: float) -> Key:  # noqa: ARG002
-        return (progress.first_arrived_s,)
+        return progress.first_arrived_s

@@ -13,6 +13,10 @@ from anole_scheduler.core.untried import Untried
 from anole_scheduler.core.worker import Worker
 from anole_shared.ids import AdapterId, RequestId, WorkerId
 
+# Short ways to members, see State.
+_NO_ROOM = Outcome.NO_ROOM
+_LOADING, _RESIDENT = Residency.LOADING, Residency.RESIDENT
+
 
 class ResidentFirst:
     """Admits what can run at once: a load never holds anybody up but those who need it.
@@ -63,7 +67,7 @@ class ResidentFirst:
 
     def _put(self, key: Key, progress: Progress) -> None:
         self._line.push(key, progress)
-        if self._line.head() is progress:
+        if self._line.head is progress:
             self._untried.reset()
 
     def remove(self, progress: Progress) -> None:
@@ -105,7 +109,7 @@ class ResidentFirst:
         self._hurry(now)
         if self._wanted:
             self._ask(dispatch)
-        while self._untried and (head := self._line.head()) is not None:
+        while self._untried.are_any and (head := self._line.head) is not None:
             self._serve(head, dispatch, now)
 
     def _hurry(self, now: float) -> None:
@@ -123,26 +127,26 @@ class ResidentFirst:
         """Let the head start or step aside; else it is the head still, and was tried."""
         adapter_id = head.request.adapter_id
         among = self._untried.take(dispatch.workers)
-        is_urgent = head.request.request_id in self._urgent or self._overtake_depth == 0
-        if adapter_id is None or is_urgent:
-            dispatch.offer(head, among=among)
+        if not among or adapter_id is None or self._is_urgent(head):
+            dispatch.offer(head, among)
             return
-
-        def is_resident(worker: Worker) -> bool:
-            return worker.residency(adapter_id) is Residency.RESIDENT
-
-        if dispatch.offer(head, is_resident, among) is not Outcome.NO_ROOM:
+        having = [each for each in among if each.residency(adapter_id) is _RESIDENT]
+        if dispatch.offer(head, having) is not _NO_ROOM:
             return
-        if dispatch.choose(head, among=among) is None:
+        if dispatch.choose(head, among) is None:
             return
         states = {each.residency(adapter_id) for each in dispatch.workers if not each.is_draining}
-        if head.is_prefetched and Residency.LOADING not in states:
+        if head.is_prefetched and _LOADING not in states:
             # It was asked for, and has not come, has gone again, or is where there is no room.
-            dispatch.offer(head, among=among)
+            dispatch.offer(head, among)
         elif len(self._aside) < self._overtake_depth:
             self._step_aside(head, adapter_id, now)
-            if Residency.LOADING not in states and not dispatch.load(head):
+            if _LOADING not in states and not dispatch.load(head):
                 self._wanted[adapter_id] = None
+
+    def _is_urgent(self, progress: Progress) -> bool:
+        """Whether nobody may pass it."""
+        return progress.request.request_id in self._urgent or self._overtake_depth == 0
 
     def _ask(self, dispatch: Dispatch) -> None:
         """Ask for what could not be asked for before, for as long as somebody stands aside."""

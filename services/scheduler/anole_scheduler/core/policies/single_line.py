@@ -25,7 +25,7 @@ class SingleLine:
 
     def push(self, progress: Progress, now: float) -> None:
         self._line.push(self._ordering.key(progress, now), progress)
-        if self._line.head() is progress:
+        if self._line.head is progress:
             self._untried.reset()
 
     def remove(self, progress: Progress) -> None:
@@ -52,8 +52,8 @@ class SingleLine:
 
     def admit(self, dispatch: Dispatch, now: float) -> None:  # noqa: ARG002
         """Serve the head for as long as it finds a worker, or turns out never to."""
-        while self._untried and (head := self._line.head()) is not None:
-            dispatch.offer(head, among=self._untried.take(dispatch.workers))
+        while self._untried.are_any and (head := self._line.head) is not None:
+            dispatch.offer(head, self._untried.take(dispatch.workers))
 
     def upcoming(self, count: int) -> list[Progress]:
         return self._line.first(count)

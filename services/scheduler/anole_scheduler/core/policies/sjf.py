@@ -17,4 +17,4 @@ class ShortestFirst:
         self._tokens_per_s = tokens_per_s
 
     def key(self, progress: Progress, now: float) -> Key:  # noqa: ARG002
-        return (progress.predicted_tokens + self._tokens_per_s * progress.first_arrived_s,)
+        return progress.predicted_tokens + self._tokens_per_s * progress.first_arrived_s

@@ -21,7 +21,7 @@ class VirtualDeadline:
 
     def key(self, progress: Progress, now: float) -> Key:  # noqa: ARG002
         cost_s = self._pace.duration_s(progress) * self._shares.of(progress)
-        return (progress.first_arrived_s + self._gamma * cost_s,)
+        return progress.first_arrived_s + self._gamma * cost_s
 
 
 class Shares:
