@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from anole_scheduler import garbage
 from anole_scheduler.core.adapter import Adapter
 from anole_scheduler.core.commands import Admit, Command, Prefetch
 from anole_scheduler.core.events import (
@@ -198,7 +199,12 @@ def bytes_waiting(policy: str, count: int) -> float:
 
 
 def measure(plan: Plan) -> list[Table]:
-    """Every policy, one worker and several."""
+    """Every policy, one worker and several, with garbage looked for as the service does."""
+    with garbage.looked_for_rarely():
+        return _measure(plan)
+
+
+def _measure(plan: Plan) -> list[Table]:
     count = 10_000 if plan.is_quick else NUM_WAITING
     rows: list[Record] = []
     for policy in ADMISSIONS:

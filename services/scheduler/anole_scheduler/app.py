@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 
+from anole_scheduler import garbage
 from anole_scheduler.core.events import Tick
 from anole_scheduler.core.policies.standard import policies
 from anole_scheduler.core.predictor import OnlinePredictor
@@ -53,11 +54,12 @@ class SchedulerService:
 
     async def run(self, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
         """Serve until stop; what is unfinished then stays with the broker for the next one."""
-        async with asyncio.TaskGroup() as tasks:
-            alive = keep_alive(self._resources, self.name, self.scheduler_id, stop)
-            tasks.create_task(alive, name="scheduler liveness")
-            while not stop.is_set():
-                await self._reign(ready=ready, stop=stop)
+        with garbage.looked_for_rarely():
+            async with asyncio.TaskGroup() as tasks:
+                alive = keep_alive(self._resources, self.name, self.scheduler_id, stop)
+                tasks.create_task(alive, name="scheduler liveness")
+                while not stop.is_set():
+                    await self._reign(ready=ready, stop=stop)
 
     async def _reign(self, *, ready: asyncio.Event, stop: asyncio.Event) -> None:
         """Stand by, then serve, until stop or until another scheduler has taken over.
