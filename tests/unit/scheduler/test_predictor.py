@@ -125,6 +125,16 @@ def test_the_median_is_that_of_the_counts_however_they_came(buckets: list[int]) 
         assert histogram.total == sum(histogram._counts) < 255
 
 
+def test_the_median_is_that_of_the_counts_also_when_these_are_halved() -> None:
+    histogram = _Histogram()
+    many_small_and_one_large = [*range(26)] * 5 + [40] * 125
+    for bucket in many_small_and_one_large:
+        histogram.add(bucket)
+        below = sum(histogram._counts[: histogram.median])
+        assert histogram._below == below
+        assert 2 * below < histogram.total <= 2 * (below + histogram._counts[histogram.median])
+
+
 @settings(deadline=None)
 @given(
     st.lists(

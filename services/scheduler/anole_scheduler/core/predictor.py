@@ -104,7 +104,7 @@ class _Histogram:
             self._below += 1
         if total == _FULL:
             self._halve()
-            total = self.total
+            counts, total = self._counts, self.total
         half, below, median = total / 2, self._below, self.median
         if below < half <= below + counts[median]:
             return
