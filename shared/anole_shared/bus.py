@@ -78,6 +78,14 @@ class Bus(Protocol):
         """
         ...
 
+    async def exists(self, queue: Queue) -> bool:
+        """Whether the queue is there: one that is not durable goes with its consumer.
+
+        Raises:
+            BusUnavailable: no connection; nothing is known of the queue.
+        """
+        ...
+
     async def close(self) -> None:
         """Stop everything; idempotent."""
         ...

@@ -28,10 +28,12 @@ from aio_pika.abc import (
 )
 from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
+    ChannelNotFoundEntity,
     ChannelPreconditionFailed,
     DeliveryError,
     PublishError,
 )
+from aiormq.abc import AbstractChannel
 from pamqp.common import FieldValue
 
 from anole_shared.bus import Delivery, Headers
@@ -172,6 +174,15 @@ class AmqpBus:
             incoming.stop()
             await self._leave(channel, incoming)
 
+    async def exists(self, queue: Queue) -> bool:
+        self._check_connected()
+        async with answer(self._address), self._channel_for_once() as channel:
+            try:
+                await channel.queue_declare(queue.name, passive=True)
+            except ChannelNotFoundEntity:
+                return False
+            return True
+
     async def close(self) -> None:
         if self._is_closed:
             return
@@ -194,27 +205,33 @@ class AmqpBus:
                 await channel.close()
 
     async def _declare(self, queue: Queue) -> None:
+        async with self._channel_for_once() as channel:
+            try:
+                await channel.queue_declare(
+                    queue.name,
+                    durable=True,
+                    auto_delete=not queue.durable,
+                    arguments=_arguments(queue),
+                )
+            except ChannelPreconditionFailed:
+                raise ConfigurationError(
+                    f"RabbitMQ at {self._address} has a queue {queue.name} with other settings, "
+                    f"made by another version of Anole: run `rabbitmqctl delete_queue "
+                    f"{queue.name}`, or name another virtual host in ANOLE_AMQP_URL"
+                ) from None
+        self._declared.add(queue.name)
+
+    @asynccontextmanager
+    async def _channel_for_once(self) -> AsyncIterator[AbstractChannel]:
+        """Closed afterwards: the broker closes the channel of a request that it refuses."""
         transport = self._publishing.connection.transport
         if transport is None:
             raise ConnectionError("not connected")
-        # A channel for this alone: the broker closes the channel of a request that it refuses.
         channel = await transport.connection.channel(publisher_confirms=False)
         try:
-            await channel.queue_declare(
-                queue.name,
-                durable=True,
-                auto_delete=not queue.durable,
-                arguments=_arguments(queue),
-            )
-        except ChannelPreconditionFailed:
-            raise ConfigurationError(
-                f"RabbitMQ at {self._address} has a queue {queue.name} with other settings, made "
-                f"by another version of Anole: run `rabbitmqctl delete_queue {queue.name}`, or "
-                "name another virtual host in ANOLE_AMQP_URL"
-            ) from None
+            yield channel
         finally:
             await channel.close()
-        self._declared.add(queue.name)
 
     def _check_connected(self) -> None:
         if not self.is_connected:

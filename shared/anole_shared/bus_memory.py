@@ -59,6 +59,10 @@ class MemoryBus:
             if not room.consumers and not queue.durable:
                 self._waiting_rooms.pop(queue.name, None)
 
+    async def exists(self, queue: Queue) -> bool:
+        self._check_open()
+        return queue.name in self._waiting_rooms
+
     async def close(self) -> None:
         self._is_closed = True
         for room in self._waiting_rooms.values():

@@ -316,3 +316,18 @@ async def test_closing_ends_everything_and_says_so(bus: Bus) -> None:
         async with bus.consume(queue, prefetch=1):
             pass
     await bus.close()
+
+
+async def test_a_queue_of_one_consumer_is_there_while_it_is(bus: Bus, other: Bus) -> None:
+    queue = fleeting()
+    assert not await other.exists(queue)
+    async with bus.consume(queue, prefetch=1):
+        assert await other.exists(queue)
+    assert not await other.exists(queue)
+
+
+async def test_a_durable_queue_is_there_once_somebody_published(bus: Bus, other: Bus) -> None:
+    queue = durable()
+    assert not await other.exists(queue)
+    await publish(bus, queue, 1)
+    assert await other.exists(queue)

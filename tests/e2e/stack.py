@@ -35,6 +35,15 @@ def make_adapter_folder(target: Path) -> Path:
     return target
 
 
+def is_ready(url: str) -> bool:
+    """What /ready of the gateway there says."""
+    try:
+        with urllib.request.urlopen(f"{url}/ready", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
 class Stack:
     """Processes of `anole`, each with its own log, behind one gateway."""
 
@@ -67,13 +76,13 @@ class Stack:
             assert time.monotonic() < deadline, f"not ready in {START_S} s:\n{self.logs()}"
             time.sleep(0.2)
 
-    def spawn(self, command: Sequence[str], name: str | None = None) -> None:
-        """Start one more process of anole."""
+    def spawn(self, command: Sequence[str], name: str | None = None, **variables: str) -> None:
+        """Start one more process of anole, with some variables that the others do not have."""
         name = name or command[0]
         with (self.folder / f"{name}.log").open("wb") as log:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "anole_cli", *command],
-                env=self._environment,
+                env=self._environment | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -81,11 +90,7 @@ class Stack:
 
     def is_ready(self) -> bool:
         """What /ready says."""
-        try:
-            with urllib.request.urlopen(f"{self.url}/ready", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+        return is_ready(self.url)
 
     def until_listed(self, model: str) -> None:
         """Wait until /v1/models names the model."""

@@ -1,21 +1,27 @@
-"""A worker that dies takes no answer with it."""
+"""A worker that dies takes no answer with it, and a gateway its requests."""
 
 import socket
 import time
+from collections.abc import Callable
 
 import pytest
 from openai import OpenAI
 
-from tests.e2e.stack import BASE, Stack
+from tests.e2e.stack import BASE, Stack, is_ready
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.integration, pytest.mark.timeout(180)]
 
 
-def wait_for_workers(stack: Stack, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(stack.running_sequences()) != count:
-        assert time.monotonic() < deadline, f"never {count} workers:\n{stack.logs()}"
+def wait_until(is_so: Callable[[], bool], within_s: float, stack: Stack) -> None:
+    deadline = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline, stack.logs()
         time.sleep(0.3)
+
+
+def wait_for_workers(stack: Stack, count: int) -> None:
+    wait_until(lambda: len(stack.running_sequences()) == count, 60, stack)
 
 
 def busy_worker(stack: Stack) -> str:
@@ -60,6 +66,26 @@ def test_a_stream_goes_on_when_its_worker_is_killed(processes: Stack) -> None:
         )
     text = "".join(pieces)
     assert text[:400] == alone.choices[0].message.content[:400]
+
+
+def test_a_request_ends_soon_after_its_gateway_is_killed(processes: Stack) -> None:
+    port = free_port()
+    processes.spawn(["gateway"], name="second gateway", ANOLE_GATEWAY_PORT=str(port))
+    url = f"http://127.0.0.1:{port}"
+    wait_until(lambda: is_ready(url), 60, processes)
+    with OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=60) as client:
+        answer = client.completions.create(
+            model=BASE,
+            prompt="Once upon a time",
+            max_tokens=1900,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        next(iter(answer))
+        wait_until(lambda: sum(processes.running_sequences().values()) == 1, 20, processes)
+        processes.kill("second gateway")
+    wait_until(lambda: sum(processes.running_sequences().values()) == 0, 15, processes)
+    assert "nobody waits for its requests" in processes.log("scheduler")
 
 
 def test_a_worker_that_is_drained_ends_its_stream_and_leaves(processes: Stack) -> None:

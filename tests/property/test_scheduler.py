@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 
 from anole_scheduler.core.events import (
     AdaptersFound,
+    GatewayGone,
     RequestArrived,
     RequestCancelled,
     Tick,
@@ -31,6 +32,7 @@ from anole_scheduler.core.memory import Capacity
 from anole_scheduler.core.policies.standard import ADMISSIONS
 from anole_scheduler.core.predictor import MaxTokensPredictor
 from anole_scheduler.core.residency import Residency
+from anole_shared.ids import GatewayId
 from tests.property.scheduler_world import ADAPTERS, HalfPredictor, SchedulerWorld
 from tests.unit.scheduler.fake_worker import FakeWorker
 from tests.unit.scheduler.playbook import LIMITS, request
@@ -91,6 +93,13 @@ class SchedulerMachine(SchedulerWorld, RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.unanswered)))
         del self.unanswered[name]
         self.queue.append(RequestCancelled(request_id=name, reason="client left"))
+
+    @rule()
+    @precondition(lambda self: self.unanswered)
+    def lose_gateway(self) -> None:
+        """All requests are of one gateway here; it may submit others later."""
+        self.unanswered.clear()
+        self.queue.append(GatewayGone(gateway_id=GatewayId("g1")))
 
     @rule(data=st.data())
     @precondition(lambda self: self.unacknowledged.keys() - self.undelivered)

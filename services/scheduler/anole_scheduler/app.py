@@ -7,13 +7,14 @@ import socket
 from collections.abc import AsyncIterator
 
 from anole_scheduler import garbage
-from anole_scheduler.core.events import Tick
+from anole_scheduler.core.events import GatewayGone, Tick
 from anole_scheduler.core.policies.standard import policies
 from anole_scheduler.core.predictor import OnlinePredictor
 from anole_scheduler.core.scheduler import Scheduler
 from anole_scheduler.courier import Courier
 from anole_scheduler.custody import Custody
 from anole_scheduler.desk import Desk
+from anole_scheduler.gateway_watch import GatewayWatch
 from anole_scheduler.mirror import Mirror
 from anole_scheduler.settings import SchedulerSettings
 from anole_scheduler.tally import Tally
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.5
 _INBOX_LENGTH = 64
 
-_Inbox = asyncio.Queue[Delivery | Tick]
+_Inbox = asyncio.Queue[Delivery | Tick | GatewayGone]
 
 
 class SchedulerService:
@@ -81,7 +82,8 @@ class SchedulerService:
             clock=self._resources.clock,
         )
         try:
-            await self._serve(desk, mirror, tally, ready=ready, stop=stop)
+            watch = GatewayWatch(self._resources.bus, custody)
+            await self._serve(desk, mirror, tally, watch, ready=ready, stop=stop)
         finally:
             custody.close()
         await mirror.flush()
@@ -91,6 +93,7 @@ class SchedulerService:
         desk: Desk,
         mirror: Mirror,
         tally: Tally,
+        watch: GatewayWatch,
         *,
         ready: asyncio.Event,
         stop: asyncio.Event,
@@ -105,6 +108,7 @@ class SchedulerService:
                 tasks.create_task(mirror.run(), name="scheduler mirror"),
                 tasks.create_task(self._show(tally, mirror), name="scheduler figures"),
                 tasks.create_task(_collect(deliveries, inbox), name="scheduler deliveries"),
+                tasks.create_task(_collect(watch.run(), inbox), name="scheduler gateways"),
                 tasks.create_task(self._tick(inbox, mirror, stop), name="scheduler ticks"),
             ]
             log.info("scheduler %s listens", self.scheduler_id)
@@ -137,9 +141,9 @@ class SchedulerService:
                 return
 
 
-async def _collect(deliveries: AsyncIterator[Delivery], inbox: _Inbox) -> None:
-    async for delivery in deliveries:
-        await inbox.put(delivery)
+async def _collect(source: AsyncIterator[Delivery | GatewayGone], inbox: _Inbox) -> None:
+    async for item in source:
+        await inbox.put(item)
 
 
 async def _work(desk: Desk, mirror: Mirror, inbox: _Inbox, stop: asyncio.Event) -> None:
@@ -151,8 +155,8 @@ async def _work(desk: Desk, mirror: Mirror, inbox: _Inbox, stop: asyncio.Event) 
             if mirror.is_deposed:
                 log.warning("another scheduler has taken over; standing by")
                 return
-            if isinstance(item, Tick):
-                await desk.tick()
+            if isinstance(item, Tick | GatewayGone):
+                await desk.notice(item)
                 continue
             if not is_active:
                 is_active = True

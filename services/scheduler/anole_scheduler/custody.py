@@ -1,5 +1,6 @@
 """Requests that the broker still holds for us, and the spans of their waiting."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
@@ -10,7 +11,7 @@ from anole_scheduler.tally import Tally, size_of
 from anole_scheduler.translate import request_of
 from anole_shared.bus import Delivery
 from anole_shared.clock import Clock
-from anole_shared.ids import RequestId, WorkerId
+from anole_shared.ids import GatewayId, RequestId, WorkerId
 from anole_shared.messages import FailureCode, RequestSubmitted, Size
 from anole_shared.telemetry import Attribute, SpanName, context_of, headers_of
 
@@ -46,9 +47,15 @@ class Custody:
         self._predictor = predictor
         self._clock = clock
         self._held: dict[tuple[RequestId, int], Held] = {}
+        self._num_of: Counter[GatewayId] = Counter()
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def gateways(self) -> list[GatewayId]:
+        """Those that wait for something that is held."""
+        return list(self._num_of)
 
     async def hold(
         self, delivery: Delivery, submitted: RequestSubmitted, queue_length: int
@@ -62,6 +69,7 @@ class Custody:
         held = self._held.get(key)
         if held is None:
             self._held[key] = self._begin(delivery, submitted, queue_length)
+            self._num_of[submitted.gateway_id] += 1
         elif delivery.redelivered:
             held.deliveries.append(delivery)
         else:
@@ -135,6 +143,10 @@ class Custody:
         """Acknowledge: the broker may forget the request."""
         held = self._held.pop((request_id, attempt))
         self._leave(held)
+        gateway_id = held.submitted.gateway_id
+        self._num_of[gateway_id] -= 1
+        if self._num_of[gateway_id] == 0:
+            del self._num_of[gateway_id]
         for delivery in held.deliveries:
             await delivery.ack()
 
@@ -143,6 +155,7 @@ class Custody:
         for held in self._held.values():
             self._leave(held)
         self._held.clear()
+        self._num_of.clear()
 
     def _leave(self, held: Held) -> None:
         """It neither waits nor runs any more."""

@@ -4,7 +4,7 @@ import logging
 from collections import deque
 
 from anole_scheduler.core.commands import Command, RefuseWorker, RequestCommand
-from anole_scheduler.core.events import Event, Recalled, Tick, WorkerGone
+from anole_scheduler.core.events import Event, GatewayGone, Recalled, Tick, WorkerGone
 from anole_scheduler.core.scheduler import Scheduler
 from anole_scheduler.courier import Courier
 from anole_scheduler.custody import Custody
@@ -62,9 +62,9 @@ class Desk:
         """Start from what an earlier scheduler has left."""
         await self._happen(recalled)
 
-    async def tick(self) -> None:
-        """Let time pass."""
-        await self._happen(Tick())
+    async def notice(self, event: Tick | GatewayGone) -> None:
+        """Act on what no message tells."""
+        await self._happen(event)
 
     async def _happen(self, event: Event) -> None:
         events = deque([event])

@@ -11,8 +11,9 @@ from anole_scheduler.core.commands import (
     Command,
     Done,
 )
+from anole_scheduler.core.events import GatewayGone
 from anole_scheduler.core.request import RequestState
-from anole_shared.ids import RequestId
+from anole_shared.ids import GatewayId, RequestId
 from tests.unit.scheduler.playbook import Playbook, kinds, placed, request
 
 
@@ -47,6 +48,19 @@ def test_a_cancelled_request_holds_its_room_until_it_has_ended() -> None:
         play.arrive(request_id)
     assert placed(play.cancel("r1")) == []
     assert placed(play.end("r1")) == [("r3", "w1")]
+
+
+def test_nothing_of_a_gateway_that_is_gone_waits_or_runs_for_long() -> None:
+    play = Playbook(admit_ahead=0)
+    play.seen("w1")
+    for request_id, gateway in (("r1", "g1"), ("r2", "g2"), ("r3", "g1"), ("r4", "g2")):
+        play.arrive(request_id, gateway_id=GatewayId(gateway))
+    reason = "its gateway is gone"
+    assert play.hear(GatewayGone(gateway_id=GatewayId("g1"))) == [
+        AbortSequence(worker_id="w1", request_id="r1", reason=reason),
+        done("r3"),
+    ]
+    assert placed(play.end("r1")) == [("r4", "w1")]
 
 
 # Second deliveries and later attempts.

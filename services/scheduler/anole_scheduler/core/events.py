@@ -7,7 +7,7 @@ from anole_scheduler.core.adapter import Adapter
 from anole_scheduler.core.memory import Capacity
 from anole_scheduler.core.request import Request
 from anole_scheduler.core.residency import Residency
-from anole_shared.ids import AdapterId, RequestId, WorkerId
+from anole_shared.ids import AdapterId, GatewayId, RequestId, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,13 @@ class RequestCancelled:
 
     request_id: RequestId
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayGone:
+    """Nobody waits for any of its requests any more."""
+
+    gateway_id: GatewayId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +116,6 @@ class Tick:
     """Time has passed; comes several times a second."""
 
 
-RequestEvent = RequestArrived | RequestCancelled | SequenceEnded | SequenceReturned
+RequestEvent = RequestArrived | RequestCancelled | GatewayGone | SequenceEnded | SequenceReturned
 WorkerEvent = WorkerSeen | WorkerGone | AdaptersFound | AdapterMoved
 Event = RequestEvent | WorkerEvent | Recalled | Tick

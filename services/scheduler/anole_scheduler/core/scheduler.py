@@ -15,6 +15,7 @@ from anole_scheduler.core.events import (
     AdapterMoved,
     AdaptersFound,
     Event,
+    GatewayGone,
     Recalled,
     RequestArrived,
     RequestCancelled,
@@ -43,7 +44,9 @@ _SQUASHED = Refusal(
     failure=Failure.SQUASHED, message="it made room for a request that it had passed"
 )
 
-_RareEvent = RequestCancelled | SequenceReturned | AdaptersFound | WorkerGone | Recalled | Tick
+_RareEvent = (
+    RequestCancelled | GatewayGone | SequenceReturned | AdaptersFound | WorkerGone | Recalled | Tick
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,14 +155,22 @@ class Scheduler:
                 self._fail_without_workers(now)
             case Recalled():
                 self._attendance.recall(event, now)
-            case RequestCancelled():
-                progress = self._ledger.requests.get(event.request_id)
-                if progress is not None:
-                    self._ledger.cancel(progress, event.reason)
+            case RequestCancelled() | GatewayGone():
+                self._on_cancelled(event)
             case SequenceReturned():
                 self._on_returned(event)
             case _:
                 self._attendance.handle(event, now)
+
+    def _on_cancelled(self, event: RequestCancelled | GatewayGone) -> None:
+        requests = self._ledger.requests
+        if isinstance(event, RequestCancelled):
+            if event.request_id in requests:
+                self._ledger.cancel(requests[event.request_id], event.reason)
+            return
+        for progress in list(requests.values()):
+            if progress.request.gateway_id == event.gateway_id:
+                self._ledger.cancel(progress, "its gateway is gone")
 
     def _on_arrived(self, event: RequestArrived, now: float) -> None:
         if not self._is_news(event):
