@@ -37,7 +37,7 @@ class Fixed:
 
 
 class Shared:
-    """The worker's step budget, and its order: whose first token could have come first."""
+    """The worker's step budget, and its order of prompts."""
 
     def __init__(self, budget: StepBudget, *, token_budget: int) -> None:
         """token_budget: a step's most tokens, decodes included."""
@@ -45,9 +45,7 @@ class Shared:
         self._token_budget = token_budget
 
     def key(self, sequence: Sequence) -> float:
-        seconds = self._budget.seconds
-        token_s = seconds.token_s if seconds.is_known else 0.0
-        return sequence.arrived_s + token_s * sequence.prompt
+        return self._budget.deadline_s(sequence.arrived_s, sequence.prompt)
 
     def share(self, *, rows: int, backlog: int) -> StepShare:
         share = self._budget.share(rows=rows, backlog=backlog)

@@ -48,9 +48,9 @@ class WorkerSettings(Settings):
     pace: Literal["learnt", "fixed"] = Field(
         default="learnt",
         description="How prompts and running streams share steps. learnt: a step takes as many "
-        "prompt tokens as keep it under longest_step_s, by what steps have taken so far, and the "
-        "prompt goes first whose first token could have come first. fixed: the whole token_budget "
-        "in each step, in order of arrival.",
+        "prompt tokens as keep it under longest_step_s, by what steps have taken so far, and "
+        "short prompts pass long ones for a while. fixed: the whole token_budget in each step, in "
+        "order of arrival.",
     )
     longest_step_s: float = Field(
         default=0.3,

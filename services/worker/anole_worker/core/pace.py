@@ -49,9 +49,7 @@ class FixedPace:
 class LearntPace:
     """By what steps were seen to cost: see StepBudget.
 
-    Prompts are run in the order in which their first tokens could have come at the earliest: when
-    they came, and as much later as they take. A short one passes a long one that came a little
-    before, and no prompt is passed for ever.
+    A short prompt passes a long one that came a little before.
     """
 
     def __init__(self, budget: StepBudget, *, token_budget: int) -> None:
@@ -60,9 +58,7 @@ class LearntPace:
         self._token_budget = token_budget
 
     def key(self, sequence: Sequence) -> float:
-        seconds = self._budget.seconds
-        token_s = seconds.token_s if seconds.is_known else 0.0
-        return sequence.arrived_s + token_s * len(sequence.token_ids)
+        return self._budget.deadline_s(sequence.arrived_s, len(sequence.token_ids))
 
     def share(self, *, rows: int, backlog: int) -> StepShare:
         share = self._budget.share(rows=rows, backlog=backlog)

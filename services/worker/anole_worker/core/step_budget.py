@@ -18,6 +18,10 @@ from dataclasses import dataclass
 _FADES = 0.98
 """Of what was known of prompts stays with each step that has some: about the last 50 count."""
 _ENOUGH_STEPS = 4
+_PASSED = 3.0
+"""For so many times what a prompt takes others that came later may go first. With 1 instead, short
+prompts beside long ones waited four times as long on a processor; with 5 the 99th percentile of
+simulated first tokens was up to 8 % later, being that of the longest prompts."""
 _SHORTEST_S = 1e-5
 _LEAST_SHARE = 0.1
 """Of a step with both, that its prompts are taken to have cost at least."""
@@ -134,6 +138,14 @@ class StepBudget:
             # A short step costs more than its tokens: by these alone many would seem to be nothing.
             self._waited_s += seconds
         self._expected_s = 0.0
+
+    def deadline_s(self, arrived_s: float, prompt_tokens: int) -> float:
+        """By which prompts are run, the earliest first: later the longer a prompt is.
+
+        It depends on when the prompt came: nobody is passed for ever.
+        """
+        token_s = self.seconds.token_s if self.seconds.is_known else 0.0
+        return arrived_s + _PASSED * token_s * prompt_tokens
 
     def share(self, *, rows: int, backlog: int) -> StepShare:
         """The next step's; rows: sequences that decode; backlog: prompt tokens that wait."""
