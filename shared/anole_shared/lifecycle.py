@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from anole_shared.bus import Bus
-from anole_shared.bus_amqp import AmqpBus
 from anole_shared.bus_memory import MemoryBus
 from anole_shared.clock import Clock, SystemClock
 from anole_shared.codec import encode
@@ -20,7 +19,6 @@ from anole_shared.messages import ServiceRecord
 from anole_shared.settings import CommonSettings
 from anole_shared.store import Store
 from anole_shared.store_memory import MemoryStore
-from anole_shared.store_redis import RedisStore
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +49,32 @@ class Service(Protocol):
 async def resources(settings: CommonSettings) -> AsyncIterator[Resources]:
     """The bus and store that the settings name: RabbitMQ and Redis, or in-process ones."""
     clock = SystemClock()
-    amqp, redis = settings.amqp_url, settings.redis_url
-    store: Store = RedisStore(redis.get_secret_value()) if redis else MemoryStore(clock)
+    store = _store(settings, clock)
     try:
-        bus: Bus = await AmqpBus.connect(amqp.get_secret_value()) if amqp else MemoryBus()
+        bus = await _bus(settings)
         try:
             yield Resources(bus=bus, store=store, clock=clock)
         finally:
             await bus.close()
     finally:
         await store.close()
+
+
+def _store(settings: CommonSettings, clock: Clock) -> Store:
+    if settings.redis_url is None:
+        return MemoryStore(clock)
+    # Late, as below: these two libraries are half of what a command of `anole` would load.
+    from anole_shared.store_redis import RedisStore
+
+    return RedisStore(settings.redis_url.get_secret_value())
+
+
+async def _bus(settings: CommonSettings) -> Bus:
+    if settings.amqp_url is None:
+        return MemoryBus()
+    from anole_shared.bus_amqp import AmqpBus
+
+    return await AmqpBus.connect(settings.amqp_url.get_secret_value())
 
 
 async def run_services(
