@@ -122,13 +122,14 @@ class Guest:
             return False
         return True
 
-    async def shell(self, line: str) -> Answer:
+    async def shell(self, line: str, *, timeout_s: float = _COMMAND_S) -> Answer:
         """Run a line of shell in the guest, and wait for its end."""
         started = await self.agent.ask(
             "guest-exec",
             {"path": "/bin/sh", "arg": ["-c", line], "capture-output": True, "env": ["PATH=/bin"]},
         )
-        status = await self._ended(started)
+        async with asyncio.timeout(timeout_s):
+            status = await self._ended(started)
         text = "".join(
             base64.b64decode(status.get(stream, "")).decode(errors="replace")
             for stream in ("out-data", "err-data")
@@ -136,12 +137,11 @@ class Guest:
         return Answer(status.get("exitcode", -1), text)
 
     async def _ended(self, started: Any) -> Any:  # noqa: ANN401 - JSON
-        async with asyncio.timeout(_COMMAND_S):
-            while True:
-                status = await self.agent.ask("guest-exec-status", started)
-                if status["exited"]:
-                    return status
-                await asyncio.sleep(0.02)
+        while True:
+            status = await self.agent.ask("guest-exec-status", started)
+            if status["exited"]:
+                return status
+            await asyncio.sleep(0.02)
 
     async def counters(self) -> dict[str, int]:
         """/proc/vmstat."""

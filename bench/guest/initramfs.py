@@ -20,7 +20,7 @@ from bench.guest.packages import GuestUnavailable, Packages
 
 _PROGRAMS = Path(__file__).with_name("programs")
 _KEPT = 4
-_MODULES = ("virtio_pci", "virtio_console", "virtio_mem")
+_MODULES = ("virtio_pci", "virtio_console", "virtio_mem", "brd")
 _FOLDERS = ("bin", "lib", "lib64", "proc", "sys", "dev", "tmp", "run", "var", "var/run", "modules")
 _TOOLS = (
     "sh",
@@ -36,11 +36,13 @@ _TOOLS = (
     "rm",
     "seq",
     "taskset",
+    "true",
+    "mke2fs",
 )
 _INIT = """#!/bin/sh
 export PATH=/bin
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
-mkdir -p /tmp /run/cgroup; mount -t cgroup2 none /run/cgroup
+mount -t cgroup2 none /sys/fs/cgroup
 echo online_movable > /sys/devices/system/memory/auto_online_blocks
 echo 0 > /proc/sys/kernel/numa_balancing
 for module in $(cat /modules/order); do insmod /modules/$module; done

@@ -243,12 +243,12 @@ asyncio.run(main())
 async def test_nodes_of_the_guests_own_kernel_are_regions_that_go_offline_empty() -> None:
     guest_image()  # skips where there is none
     modules = ["asyncio", "json", "subprocess", "anole_memd.backends.numa"]
-    more = python.files(modules, [ROOT / "shared", ROOT / "services/memd"])
+    path = [ROOT / "shared", ROOT / "services/memd"]
+    more = python.files(modules, path)
     machine = Machine(devices=2, device_bytes=REGION_BYTES, own_nodes=True)
     async with booted(machine, more) as guest:
         await guest.qemu.request("vm1", REGION_BYTES)
-        path = f"PYTHONPATH={ROOT / 'shared'}:{ROOT / 'services/memd'}"
-        line = f"{path} {python.command()} -c {shlex.quote(IN_THE_GUEST)}"
+        line = f"{python.command(path)} -c {shlex.quote(IN_THE_GUEST)}"
         await asyncio.sleep(1)
         before = await guest.counters()
         answer = await guest.shell(line)

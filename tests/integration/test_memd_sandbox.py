@@ -1,4 +1,7 @@
-"""Programs in regions of a real memd, confined by real control groups."""
+"""Programs in regions of a real memd, confined by real control groups.
+
+Where this host has none, tests/e2e/test_guest_sandboxes.py runs this in a guest.
+"""
 
 import asyncio
 import os
@@ -34,10 +37,10 @@ def within() -> Path:
         pytest.skip(f"needs a writable cgroup v2 with the memory controller: {reason}")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[Path]:
-    """A memd with room for two regions."""
-    socket = tmp_path / "memd.sock"
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A memd with room for two regions, for all tests: each leaves it as it was."""
+    socket = tmp_path_factory.mktemp("memd") / "memd.sock"
     variables = {
         "ANOLE_MEMD_SOCKET": str(socket),
         "ANOLE_MEMD_BUDGET_BYTES": str(2 * REGION_BYTES),

@@ -1,0 +1,94 @@
+"""The tests of sandboxes, in a guest: its kernel has the control groups that this one may lack.
+
+They are the same tests, and the same pytest runs them there.
+"""
+
+import asyncio
+import pkgutil
+import re
+import stat
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import _pytest
+import pytest
+
+from anole_shared.units import MiB
+from bench.guest import python
+from bench.guest.guest import Guest, Image, image, running
+from bench.guest.initramfs import Files
+from bench.guest.machine import Machine
+from bench.guest.packages import GuestUnavailable
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[2]
+SANDBOX = "tests/integration/test_memd_sandbox.py"
+SERVICES = ("gateway", "scheduler", "worker", "memd")
+PATH = [
+    *(ROOT / folder for folder in ("shared", "cli", "sim")),
+    *(ROOT / "services" / service for service in SERVICES),
+    Path(sysconfig.get_path("purelib")),
+]
+MODULES = (
+    *(module.name for module in pkgutil.walk_packages(_pytest.__path__, "_pytest.")),
+    *("pytest.__main__", "pytest_asyncio.plugin", "pytest_timeout", "tomllib", "pdb"),
+    *("anole_cli.main", "anole_cli.__main__", "anole_cli.services"),
+    *("anole_memd.app", "anole_memd.sandbox", "queue", "concurrent.futures.thread"),
+)
+DISTRIBUTIONS = (
+    *("pluggy", "pytest-asyncio", "pytest-timeout"),
+    *("opentelemetry-api", "opentelemetry-sdk"),
+)
+REGION_BYTES = 256 * MiB
+MACHINE = Machine(devices=2, device_bytes=REGION_BYTES, own_nodes=True, vcpus=2)
+RUN_S = 170.0
+
+
+def guest_image(test: str) -> Image:
+    sources = [ROOT / test, ROOT / "pyproject.toml"]
+    kept: Files = {
+        python.inside(source): (stat.S_IFREG | 0o644, source.read_bytes()) for source in sources
+    }
+    more = python.files(MODULES, PATH) | python.metadata(DISTRIBUTIONS) | python.with_folders(kept)
+    try:
+        return image(more)
+    except GuestUnavailable as reason:
+        pytest.skip(f"no guest can be had here: {reason}")
+
+
+async def passed(guest: Guest, test: str) -> list[str]:
+    """Run a file of tests in the guest; those that passed, in order."""
+    # What is in the guest's first file system is in memory for good: files that tests make lie on
+    # a disk, from which they are read.
+    answer = await guest.shell("mke2fs /dev/ram0 && mkdir /disk && mount /dev/ram0 /disk")
+    assert answer.status == 0, answer.text
+    answer = await guest.shell(
+        f"cd {ROOT} && HOME=/tmp {python.command(PATH)} -m pytest -q -rA -p no:cacheprovider "
+        f"--basetemp=/disk/pytest --durations=0 {test}",
+        timeout_s=RUN_S,
+    )
+    assert answer.status == 0, answer.text
+    return re.findall(r"^PASSED (\S+)$", answer.text, re.MULTILINE)
+
+
+def collected(test: str) -> list[str]:
+    """All tests of a file, in order."""
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", test],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return re.findall(r"^(tests/\S+)$", said, re.MULTILINE)
+
+
+async def test_programs_are_confined_by_control_groups() -> None:
+    """All of that file's tests, each of which is skipped where there are none."""
+    async with running(guest_image(SANDBOX), MACHINE) as guest:
+        names = await passed(guest, SANDBOX)
+    assert names == await asyncio.to_thread(collected, SANDBOX)
+    assert len(names) == 8
