@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 import _pytest
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
 
 ROOT = Path(__file__).parents[2]
 SANDBOX = "tests/integration/test_memd_sandbox.py"
+NODES = "tests/integration/test_memd_sandbox_nodes.py"
 SERVICES = ("gateway", "scheduler", "worker", "memd")
 PATH = [
     *(ROOT / folder for folder in ("shared", "cli", "sim")),
@@ -57,6 +59,20 @@ def guest_image(test: str) -> Image:
         return image(more)
     except GuestUnavailable as reason:
         pytest.skip(f"no guest can be had here: {reason}")
+
+
+async def plug(guest: Guest, device_ids: Sequence[str]) -> None:
+    """As a hypervisor does that has no memd beside it; returns when the guest has it all."""
+    for device_id in device_ids:
+        await guest.qemu.request(device_id, REGION_BYTES)
+    async with asyncio.timeout(RUN_S):
+        while not await _have_all(guest, device_ids):  # noqa: ASYNC110 - it is another process's
+            await asyncio.sleep(0.1)
+
+
+async def _have_all(guest: Guest, device_ids: Sequence[str]) -> bool:
+    found = {one.device_id: one.size_bytes for one in await guest.qemu.devices()}
+    return all(found[device_id] == REGION_BYTES for device_id in device_ids)
 
 
 async def passed(guest: Guest, test: str) -> list[str]:
@@ -92,3 +108,11 @@ async def test_programs_are_confined_by_control_groups() -> None:
         names = await passed(guest, SANDBOX)
     assert names == await asyncio.to_thread(collected, SANDBOX)
     assert len(names) == 8
+
+
+async def test_programs_are_confined_to_nodes() -> None:
+    async with running(guest_image(NODES), MACHINE) as guest:
+        await plug(guest, MACHINE.device_ids)
+        names = await passed(guest, NODES)
+    assert names == await asyncio.to_thread(collected, NODES)
+    assert names

@@ -14,12 +14,12 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from anole_memd.backends import cgroup
+from anole_memd.backends import cgroup, mempolicy
 from anole_memd.backends.cgroup import MemoryCgroup
 from anole_memd.client import MemdClient
 from anole_memd.errors import MemdUnavailable, SandboxUnavailable
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _REMOVE_S, _REMOVE_PAUSE_S = 5.0, 0.02
+_FIRST_TO_GO = "1000"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +150,10 @@ class Supervisor:
         descriptor: int | None,
     ) -> AsyncIterator[Running]:
         name = f"{os.getpid()}-{lease.lease_id}"
-        group = MemoryCgroup(self._within, name, lease.num_bytes, lease.node)
+        group = MemoryCgroup(self._within, name, lease.num_bytes)
         try:
-            process = await _started(command, environment, group, descriptor)
+            confine = _confinement(group, lease.node)
+            process = await _started(command, environment, confine, descriptor)
             try:
                 yield Running(process, group, lease)
             finally:
@@ -161,10 +163,26 @@ class Supervisor:
             await _remove(group)
 
 
+def _confinement(group: MemoryCgroup, node: int | None) -> Callable[[], None]:
+    """What a program's process does before it becomes the program."""
+    bind = mempolicy.binding(node) if node is not None else None
+
+    def confine() -> None:
+        group.join()
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if bind is not None:
+            # A node can be full before the group is at its limit. The kernel then kills anybody,
+            # the largest first, unless somebody is to go before all others.
+            Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
+            bind()
+
+    return confine
+
+
 async def _started(
     command: Sequence[str],
     environment: Mapping[str, str] | None,
-    group: MemoryCgroup,
+    confine: Callable[[], None],
     descriptor: int | None,
 ) -> asyncio.subprocess.Process:
     """The program and all that it starts inherit a memfd's descriptor.
@@ -172,15 +190,10 @@ async def _started(
     So memd sees the region in use for as long as any of them lives, also where this process is
     killed and cannot kill them.
     """
-
-    def before_exec() -> None:
-        group.join()
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
     kept = [] if descriptor is None else [descriptor]
     try:
         return await asyncio.create_subprocess_exec(
-            *command, env=environment, preexec_fn=before_exec, pass_fds=kept
+            *command, env=environment, preexec_fn=confine, pass_fds=kept
         )
     except (OSError, subprocess.SubprocessError) as fault:
         raise SandboxUnavailable(f"{command[0]} cannot be started: {fault}") from fault

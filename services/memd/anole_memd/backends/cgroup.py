@@ -69,11 +69,10 @@ def parent(root: Path = ROOT, folder: Path | None = None) -> Path:
 
 
 def _enable(group: Path, controllers: set[str]) -> None:
-    """Let the children of a group use memory, and cpuset and pids where there are."""
+    """Let the children of a group use memory."""
     enabled = _words(group / "cgroup.subtree_control") or set()
-    wanted = [name for name in ("memory", "cpuset", "pids") if name in controllers - enabled]
-    if wanted:
-        (group / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in wanted))
+    if "memory" in controllers - enabled:
+        (group / "cgroup.subtree_control").write_text("+memory")
 
 
 def _words(path: Path) -> set[str] | None:
@@ -98,14 +97,8 @@ def sweep(within: Path, proc: Path = Path("/proc")) -> None:
 class MemoryCgroup:
     """One sandbox's group, made empty."""
 
-    def __init__(
-        self,
-        within: Path,
-        name: str,
-        limit_bytes: int,
-        node: int | None = None,
-    ) -> None:
-        """node: the NUMA node that all its memory comes from; None: any.
+    def __init__(self, within: Path, name: str, limit_bytes: int) -> None:
+        """Make it.
 
         Raises:
             SandboxUnavailable: the kernel refuses.
@@ -114,7 +107,7 @@ class MemoryCgroup:
         try:
             self.path.mkdir()
             try:
-                self.limit(limit_bytes, node)
+                self.limit(limit_bytes)
             except OSError:
                 self.path.rmdir()
                 raise
@@ -131,15 +124,13 @@ class MemoryCgroup:
         group.path = path
         return group
 
-    def limit(self, limit_bytes: int, node: int | None = None) -> None:
+    def limit(self, limit_bytes: int) -> None:
         """Write its limits; raises OSError."""
         (self.path / "memory.max").write_text(str(limit_bytes))
         (self.path / "memory.oom.group").write_text("1")
         swap = self.path / "memory.swap.max"  # absent where the kernel has no swap
         if swap.exists():
             swap.write_text("0")
-        if node is not None:
-            (self.path / "cpuset.mems").write_text(str(node))
 
     def join(self) -> None:
         """Move this process in: between fork and exec of the program."""
