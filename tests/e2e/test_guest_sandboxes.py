@@ -46,7 +46,29 @@ DISTRIBUTIONS = (
 )
 REGION_BYTES = 256 * MiB
 MACHINE = Machine(devices=2, device_bytes=REGION_BYTES, own_nodes=True, vcpus=2)
-RUN_S = 170.0
+RUN_S, START_S = 170.0, 60.0
+
+WAIT_FOR_A_NODE = """
+import asyncio
+from pathlib import Path
+from anole_memd.sandbox import Supervisor
+
+async def main():
+    supervisor = Supervisor(Path("/tmp/memd.sock"), memory_bytes=2**28, wait_s=120)
+
+    async def instance(number):
+        async with supervisor.running(["/bin/sleep", "0.2"]) as one:
+            print(number, one.lease.region_id, flush=True)
+            await one.wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(3):
+            tasks.create_task(instance(number))
+            await asyncio.sleep(0.3)
+        print("waiting", flush=True)
+
+asyncio.run(main())
+"""
 
 
 def guest_image(test: str) -> Image:
@@ -90,6 +112,19 @@ async def passed(guest: Guest, test: str) -> list[str]:
     return re.findall(r"^PASSED (\S+)$", answer.text, re.MULTILINE)
 
 
+async def until(guest: Guest, file: str, words: str) -> str:
+    """Wait until a program in the guest has written this; all that it wrote."""
+    said = ""
+    try:
+        async with asyncio.timeout(START_S):
+            while words not in said:
+                said = (await guest.shell(f"cat /tmp/{file}")).text
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        pytest.fail(f"{file} has not said {words!r} within {START_S:g} s, but {said}")
+    return said
+
+
 def collected(test: str) -> list[str]:
     """All tests of a file, in order."""
     said = subprocess.run(
@@ -116,3 +151,24 @@ async def test_programs_are_confined_to_nodes() -> None:
         names = await passed(guest, NODES)
     assert names == await asyncio.to_thread(collected, NODES)
     assert names
+
+
+async def test_programs_wait_in_order_while_no_node_has_memory() -> None:
+    memd = {
+        "ANOLE_MEMD_SOCKET": "/tmp/memd.sock",
+        "ANOLE_MEMD_BACKEND": "numa",
+        "ANOLE_MEMD_NODE_BYTES": str(REGION_BYTES),
+        "ANOLE_MEMD_BUDGET_BYTES": str(2**40),
+    }
+    variables = " ".join(f"{name}={value}" for name, value in memd.items())
+    async with running(guest_image(NODES), MACHINE) as guest:
+        start = f"cd /tmp; export HOME=/tmp; {variables} {python.command(PATH)}"
+        await guest.shell(f"({start} -m anole_cli memd) > /tmp/memd 2>&1 &")
+        await until(guest, "memd", "is ready")
+        await guest.shell(f"({start} -c '{WAIT_FOR_A_NODE}') > /tmp/instances 2>&1 &")
+        await until(guest, "instances", "waiting")
+        await asyncio.sleep(2)  # several looks of memd's
+        assert (await guest.shell("cat /tmp/instances")).text == "waiting\n"
+        await plug(guest, ["vm2"])
+        said = await until(guest, "instances", "2 node")
+        assert re.fullmatch(r"waiting\n0 (node\d)\n1 \1\n2 \1\n", said)

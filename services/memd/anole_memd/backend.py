@@ -130,6 +130,10 @@ class Backend(Protocol):
         """
         ...
 
+    def is_there(self, region: RegionSpec) -> bool:
+        """Whether this slot can be plugged: not while somebody else has yet to give it memory."""
+        ...
+
     def handle(self, region_id: RegionId) -> Handle:
         """What a holder needs to use a plugged region.
 

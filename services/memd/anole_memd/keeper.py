@@ -74,11 +74,17 @@ class Keeper:
         """The smallest absent one that holds so much."""
         ledger = self._books.ledger
         absent = [slot for slot in slots if ledger.region(slot.region_id) is None]
-        fitting = [slot for slot in absent if slot.num_bytes >= num_bytes]
-        if not fitting:
+        large = [slot for slot in absent if slot.num_bytes >= num_bytes]
+        if not large:
             raise OverBudget(
                 f"none of this host's {len(slots)} regions of {self.backend.name} is both absent "
                 f"and as large as {num_bytes} bytes: release one, or add larger ones"
+            )
+        fitting = [slot for slot in large if self.backend.is_there(slot)]
+        if not fitting:
+            raise OverBudget(
+                f"none of the {len(large)} regions of {self.backend.name} that are absent and as "
+                f"large as {num_bytes} bytes has memory yet: have the hypervisor plug it"
             )
         return min(fitting, key=lambda slot: slot.num_bytes)
 
@@ -232,7 +238,8 @@ class Keeper:
             return
         for slot in slots:
             room = ledger.requested_bytes - ledger.sizes.plugged
-            if ledger.region(slot.region_id) is None and slot.num_bytes <= room:
+            is_absent = ledger.region(slot.region_id) is None
+            if is_absent and slot.num_bytes <= room and self.backend.is_there(slot):
                 try:
                     await self.plug(slot.num_bytes, slot.name)
                 except (LeaseRefused, JournalFull) as fault:

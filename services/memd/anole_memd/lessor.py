@@ -231,6 +231,8 @@ class Lessor:
                 await self.holder_ended(holder)
             elif count:
                 await self._sweep(holder)
+        # Nobody tells memd that a hypervisor has plugged what somebody may wait for.
+        self._changed.set()
 
     async def _sweep(self, holder: Holder) -> None:
         backend = self._keeper.backend

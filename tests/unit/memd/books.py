@@ -78,6 +78,7 @@ class SlotBackend:
         )
         self.plugged: dict[RegionId, int] = {}
         self.used: set[RegionId] = set()
+        self.without_memory: set[RegionId] = set()
         self.fails: dict[str, list[BaseException]] = {}
         self.calls: list[str] = []
 
@@ -104,6 +105,9 @@ class SlotBackend:
         self._called("adopt", region.region_id)
         num_bytes = self.plugged.get(region.region_id)
         return None if num_bytes is None else Plugged(num_bytes=num_bytes, token=token)
+
+    def is_there(self, region: RegionSpec) -> bool:
+        return region.region_id not in self.without_memory
 
     def handle(self, region_id: RegionId) -> NodeHandle:
         self._called("handle", region_id)

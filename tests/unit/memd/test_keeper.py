@@ -1,12 +1,16 @@
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from anole_memd.core.records import SizeRequested
 from anole_memd.core.region import RegionState, Trouble
 from anole_memd.errors import (
     BackendError,
     BackendSilent,
     NoRegion,
+    OverBudget,
     PartialUnplug,
     RegionBusy,
     RegionRefused,
@@ -14,7 +18,16 @@ from anole_memd.errors import (
 from anole_memd.keeper import MAX_TRIES
 from anole_shared.ids import LeaseId, RegionId
 from anole_shared.units import MiB
-from tests.unit.memd.books import ALICE, REGION_BYTES, House, SlotBackend, ask, house, opened
+from tests.unit.memd.books import (
+    ALICE,
+    REGION_BYTES,
+    SELF,
+    House,
+    SlotBackend,
+    ask,
+    house,
+    opened,
+)
 
 SLOT = RegionId("slot-0")
 
@@ -137,3 +150,27 @@ async def test_the_request_is_followed_by_whole_regions(memd: House) -> None:
     await memd.lessor.release(lease_id)
     await memd.keeper.follow_request(is_shrinking=True)
     assert ledger.sizes.plugged == 0
+
+
+async def test_who_waits_has_a_region_when_somebody_else_has_given_it_memory(
+    memd: House, backend: SlotBackend
+) -> None:
+    assert backend.slots is not None
+    backend.without_memory = {slot.region_id for slot in backend.slots}
+    with pytest.raises(OverBudget, match=r"none of the 4 regions .* has memory yet"):
+        await memd.lessor.grant(ALICE, ask(), 0.0)
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(memd.lessor.grant(SELF, replace(ask(), wait_s=60), 0.0))
+        await asyncio.sleep(0.05)
+        backend.without_memory.remove(RegionId("slot-2"))
+        await memd.lessor.sweep(0.0)
+    assert waiting.result().lease.region_id == "slot-2"
+
+
+async def test_regions_without_memory_are_left_out_when_more_is_requested(
+    memd: House, backend: SlotBackend
+) -> None:
+    backend.without_memory = {SLOT}
+    memd.books.note([SizeRequested(num_bytes=2 * REGION_BYTES)])
+    await memd.keeper.follow_request(is_shrinking=False)
+    assert list(backend.plugged) == ["slot-1", "slot-2"]

@@ -56,12 +56,19 @@ async def test_nodes_whose_memory_comes_later_are_regions_if_their_size_is_known
     blocks: FakeBlocks,
 ) -> None:
     blocks.put("sys/devices/system/node/possible", "0-3\n")
-    backend = Numa(blocks, nodes=(3,), node_bytes=BLOCK_BYTES)
+    blocks.use_node(3)
+    backend = Numa(blocks, nodes=(3,), node_bytes=2 * BLOCK_BYTES)
     await backend.probe(timeout_s=T)
     spec = backend.slots[0]
-    assert (spec.region_id, spec.num_bytes) == ("node3", BLOCK_BYTES)
-    with pytest.raises(RegionRefused, match="its hypervisor has plugged none"):
+    assert (spec.region_id, spec.num_bytes) == ("node3", 2 * BLOCK_BYTES)
+    assert not backend.is_there(spec)
+    with pytest.raises(RegionRefused, match=rf"plugged 0 of the {2 * BLOCK_BYTES} bytes of node3"):
         await backend.plug(spec, timeout_s=T)
+    blocks.add_block(3, 50)
+    assert not backend.is_there(spec)
+    blocks.add_block(3, 51)
+    assert backend.is_there(spec)
+    assert (await backend.plug(spec, timeout_s=T)).num_bytes == 2 * BLOCK_BYTES
 
 
 @pytest.mark.parametrize(

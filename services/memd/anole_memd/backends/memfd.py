@@ -178,6 +178,9 @@ class MemfdBackend:
         )
         return Plugged(num_bytes=region.num_bytes, token=token)
 
+    def is_there(self, region: RegionSpec) -> bool:  # noqa: ARG002 - none is there before plug()
+        return True
+
     def handle(self, region_id: RegionId) -> MemfdHandle:
         """Another opening of the memfd, which the caller closes; see Backend."""
         found = self._regions.get(region_id)

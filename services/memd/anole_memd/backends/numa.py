@@ -128,15 +128,19 @@ class Numa:
 
     async def plug(self, region: RegionSpec, *, timeout_s: float) -> Plugged:
         """See Backend: puts the node's blocks online."""
-        act = partial(self._put_online, region.region_id)
+        act = partial(self._put_online, region)
         num_bytes = await self._told(act, timeout_s, f"{region.region_id} was put online")
         return Plugged(num_bytes=num_bytes, token=region.region_id)
 
-    def _put_online(self, region_id: RegionId) -> int:
+    def _put_online(self, region: RegionSpec) -> int:
+        region_id = region.region_id
         node = _node(region_id)
+        if not self.is_there(region):
+            raise RegionRefused(
+                f"its hypervisor has plugged {self._num_bytes(node)} of the {region.num_bytes} "
+                f"bytes of {region_id}"
+            )
         blocks = self._blocks.of_node(node)
-        if not blocks:
-            raise RegionRefused(f"{region_id} has no memory: its hypervisor has plugged none")
         done: list[int] = []
         try:
             for block in blocks:
@@ -232,6 +236,13 @@ class Numa:
     def _online_blocks(self, region_id: RegionId) -> tuple[int, int]:
         blocks = self._blocks.of_node(_node(region_id))
         return len(blocks), sum(map(self._blocks.is_online, blocks))
+
+    def is_there(self, region: RegionSpec) -> bool:
+        """See Backend: once its hypervisor has plugged the node's memory."""
+        return self._num_bytes(_node(region.region_id)) >= region.num_bytes
+
+    def _num_bytes(self, node: int) -> int:
+        return len(self._blocks.of_node(node)) * self._block_bytes
 
     def handle(self, region_id: RegionId) -> Handle:
         """See Backend."""

@@ -238,6 +238,9 @@ class VirtioMem:
             left_bytes=device.size_bytes,
         )
 
+    def is_there(self, region: RegionSpec) -> bool:  # noqa: ARG002 - memd itself has it plugged
+        return True
+
     def handle(self, region_id: RegionId) -> Handle:
         """See Backend: the guest's node."""
         node = self._nodes.get(region_id)
