@@ -149,8 +149,7 @@ class Supervisor:
         lease: LeaseGranted,
         descriptor: int | None,
     ) -> AsyncIterator[Running]:
-        name = f"{os.getpid()}-{lease.lease_id}"
-        group = MemoryCgroup(self._within, name, lease.num_bytes)
+        group = MemoryCgroup(self._within, cgroup.name_of(lease.lease_id), lease.num_bytes)
         try:
             confine = _confinement(group, lease.node)
             process = await _started(command, environment, confine, descriptor)

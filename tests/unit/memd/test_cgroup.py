@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,16 @@ def test_a_group_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 def test_groups_of_dead_supervisors_are_swept_and_others_left(tmp_path: Path) -> None:
     within, proc = tmp_path / "anole", tmp_path / "proc"
-    for folder in (within / "11-lease-1", within / "12-lease-2", within / "not-ours", proc / "12"):
-        folder.mkdir(parents=True)
-    (within / "11-lease-1" / "cgroup.procs").write_text("")
+    for pid, started in ((12, 500), (13, 900), (os.getpid(), 700)):
+        (proc / str(pid)).mkdir(parents=True)
+        fields = " ".join(["S", *["0"] * 18, str(started), "0"])
+        (proc / str(pid) / "stat").write_text(f"{pid} (anole) {fields}\n")
+    # The second one's process id is another process's by now.
+    dead, alive = ["11-400-lease-1", "13-600-lease-3"], ["12-500-lease-2", "not-ours"]
+    alive.append(cgroup.name_of("lease-4", proc))
+    for name in (*dead, *alive):
+        (within / name).mkdir(parents=True)
+        (within / name / "cgroup.kill").write_text("")
     cgroup.sweep(within, proc)
-    assert (within / "11-lease-1" / "cgroup.procs").read_text() == ""
-    assert (within / "12-lease-2").exists()
-    assert (within / "not-ours").exists()
+    killed = {group.name for group in within.iterdir() if (group / "cgroup.kill").read_text()}
+    assert killed == set(dead)

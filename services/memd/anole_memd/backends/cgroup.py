@@ -8,16 +8,20 @@ killed; what others have read before is charged to them.
 
 import errno
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from anole_memd.backends import processes
 from anole_memd.errors import SandboxUnavailable
 
 ROOT = Path("/sys/fs/cgroup")
 
 _PARENT = "anole"
+_OWNER = re.compile(r"(\d+)-(\d+)-")
+"""Its process id and when it began."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +86,19 @@ def _words(path: Path) -> set[str] | None:
         return None
 
 
-def sweep(within: Path, proc: Path = Path("/proc")) -> None:
-    """Kill and remove groups whose supervisor was killed: their names begin with its process id."""
+def name_of(what: str, proc: Path = processes.PROC) -> str:
+    """What this process calls a group of its own, so that sweep() can tell whose it is."""
+    pid = os.getpid()
+    return f"{pid}-{processes.start_ticks(pid, proc)}-{what}"
+
+
+def sweep(within: Path, proc: Path = processes.PROC) -> None:
+    """Kill and remove groups whose supervisor was killed: their names tell which process it was."""
     for group in within.iterdir():
-        pid = group.name.partition("-")[0]
-        if not group.is_dir() or not pid.isdecimal() or (proc / pid).exists():
+        owner = _OWNER.match(group.name)
+        if not group.is_dir() or owner is None:
+            continue
+        if processes.is_alive(int(owner[1]), int(owner[2]), proc):
             continue
         with suppress(OSError):
             left = MemoryCgroup.found(group)
