@@ -1,5 +1,6 @@
 """What all tests share: one RabbitMQ and one Redis a session, started when first asked for."""
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -8,6 +9,12 @@ from redis import Redis as RedisClient
 
 from anole_shared.errors import AnoleError
 from tests.servers import RabbitMQ, Redis, fetch_guest, install_missing, serving
+
+
+def pytest_configure() -> None:
+    """Have a memd that somebody has set up on this machine change nothing of what tests start."""
+    for name in [name for name in os.environ if name.startswith("ANOLE_MEMD_")]:
+        del os.environ[name]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
