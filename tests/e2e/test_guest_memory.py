@@ -242,7 +242,8 @@ asyncio.run(main())
 
 async def test_nodes_of_the_guests_own_kernel_are_regions_that_go_offline_empty() -> None:
     guest_image()  # skips where there is none
-    modules = ["asyncio", "json", "subprocess", "anole_memd.backends.numa"]
+    modules = ["asyncio", "concurrent.futures.thread", "json", "subprocess"]
+    modules.append("anole_memd.backends.numa")
     path = [ROOT / "shared", ROOT / "services/memd"]
     more = python.files(modules, path)
     machine = Machine(devices=2, device_bytes=REGION_BYTES, own_nodes=True)

@@ -169,7 +169,7 @@ class MemfdBackend:
         if not token.isdecimal():
             return None  # memd was killed before anybody could be given it
         inode = int(token)
-        pids = processes.users_of(inode, self._proc, first=holder)
+        pids = await asyncio.to_thread(processes.users_of, inode, self._proc, holder)
         if not pids:
             return None
         descriptor = processes.reopened_from(pids[0], inode, self._proc)
@@ -199,7 +199,8 @@ class MemfdBackend:
             return True
         if found.descriptor is not None:
             return not is_held(found.descriptor)
-        return not processes.users_of(found.inode, self._proc)
+        # All of /proc, once a second for as long as the region is leased.
+        return not await asyncio.to_thread(processes.users_of, found.inode, self._proc)
 
     async def users(self, region_id: RegionId) -> tuple[int, ...]:
         """Who has it mapped or open besides memd; see Backend."""

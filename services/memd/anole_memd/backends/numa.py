@@ -257,7 +257,7 @@ class Numa:
         return use.is_released
 
     async def users(self, region_id: RegionId) -> tuple[int, ...]:
-        return self._users(_node(region_id))
+        return await asyncio.to_thread(self._users, _node(region_id))
 
     def _users(self, node: int) -> tuple[int, ...]:
         joined = self._cpusets.pids(node) if self._cpusets is not None else ()
