@@ -1,13 +1,15 @@
-"""What the kernel says of a NUMA node's memory: parsed, wherever the text was read."""
+"""A NUMA node's memory, whoever reaches it: what the kernel says of it, and taking it offline."""
 
+import asyncio
 import re
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from anole_shared.units import KiB, MiB
 
 ONLINE_MOVABLE = "online_movable"
 """What auto_online_blocks must be: memory of ZONE_MOVABLE alone can be counted on to go offline."""
-OFFLINE_ATTEMPTS, OFFLINE_PAUSE_S = 3, 0.1
+OFFLINE_ATTEMPTS, _OFFLINE_PAUSE_S = 3, 0.1
 """How often a busy block is tried, and what lies between: pages are in use for moments, too."""
 STAT_REFRESH = "proc/sys/vm/stat_refresh"
 """Reading it adds up what each processor has counted for itself, up to a second ago."""
@@ -42,6 +44,24 @@ class NodeUse:
     def in_the_way(self) -> int:
         """Bytes that must go first; 0 where nothing, or only leftovers, would have to move."""
         return self.anon + (self.cached if self.cached > LEFTOVER_BYTES else 0)
+
+
+async def still_busy(take_offline: Callable[[], Awaitable[Sequence[int]]]) -> Sequence[int]:
+    """Try a few times.
+
+    Args:
+        take_offline: takes a region's blocks that are online offline; those that are busy.
+
+    Returns:
+        The blocks that were busy the last time, too.
+    """
+    busy = await take_offline()
+    for _ in range(OFFLINE_ATTEMPTS - 1):
+        if not busy:
+            break
+        await asyncio.sleep(_OFFLINE_PAUSE_S)
+        busy = await take_offline()
+    return busy
 
 
 def node_use(meminfo: str) -> NodeUse:

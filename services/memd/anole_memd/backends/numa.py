@@ -7,8 +7,7 @@ the hypervisor can have them then; see virtio_mem.py, which does both from outsi
 
 import asyncio
 import errno
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -16,11 +15,7 @@ from anole_memd.backend import Handle, NodeHandle, Plugged
 from anole_memd.backends.cpusets import Cpusets
 from anole_memd.backends.left_behind import in_time
 from anole_memd.backends.memory_blocks import MOVABLE, MemoryBlocks
-from anole_memd.backends.node_memory import (
-    OFFLINE_ATTEMPTS,
-    OFFLINE_PAUSE_S,
-    ONLINE_MOVABLE,
-)
+from anole_memd.backends.node_memory import OFFLINE_ATTEMPTS, ONLINE_MOVABLE, still_busy
 from anole_memd.core.region import RegionSpec
 from anole_memd.errors import (
     BackendError,
@@ -166,42 +161,44 @@ class Numa:
 
     async def unplug(self, region_id: RegionId, *, timeout_s: float, force: bool = False) -> int:  # noqa: ARG002 - nobody's pages can be taken away
         """See Backend: puts the node's blocks offline, if nobody has memory there."""
-        attempts, loop = _Attempts(), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        for attempt in range(OFFLINE_ATTEMPTS):
-            act = partial(self._put_offline, region_id, attempts)
-            left_s = deadline_s - loop.time()
-            await self._told(act, left_s, f"{region_id} was put offline")
-            if not attempts.busy:
-                return attempts.num_bytes
-            if attempt + 1 < OFFLINE_ATTEMPTS:
-                await asyncio.sleep(OFFLINE_PAUSE_S)
-        left = len(attempts.busy)
+        done: list[int] = []
+
+        def put_offline() -> Awaitable[list[int]]:
+            act = partial(self._put_offline, region_id, done)
+            return self._told(act, deadline_s - loop.time(), f"{region_id} was put offline")
+
+        busy = await still_busy(put_offline)
+        num_bytes = len(done) * self._block_bytes
+        if not busy:
+            return num_bytes
         what = (
-            f"{left} memory blocks of {region_id} stay online after {OFFLINE_ATTEMPTS} tries "
-            f"(first memory{attempts.busy[0]}, EBUSY): pages are pinned, or are the kernel's own"
+            f"{len(busy)} memory blocks of {region_id} stay online after {OFFLINE_ATTEMPTS} tries "
+            f"(first memory{busy[0]}, EBUSY): pages are pinned, or are the kernel's own"
         )
-        if attempts.num_bytes:
-            raise PartialUnplug(
-                what, num_bytes=attempts.num_bytes, left_bytes=left * self._block_bytes
-            )
+        if done:
+            left_bytes = len(busy) * self._block_bytes
+            raise PartialUnplug(what, num_bytes=num_bytes, left_bytes=left_bytes)
         raise RegionBusy(what)
 
-    def _put_offline(self, region_id: RegionId, attempts: "_Attempts") -> None:
+    def _put_offline(self, region_id: RegionId, done: list[int]) -> list[int]:
+        """Adds to done what went offline; the blocks that are busy."""
         node = _node(region_id)
         online = [block for block in self._blocks.of_node(node) if self._blocks.is_online(block)]
         if online:
             self._check_empty(region_id, node)
-        attempts.busy.clear()
+        busy: list[int] = []
         for block in online:
             try:
                 self._blocks.set_state(block, "offline")
             except OSError as fault:
                 if fault.errno not in {errno.EBUSY, errno.EAGAIN}:
                     raise
-                attempts.busy.append(block)
+                busy.append(block)
             else:
-                attempts.num_bytes += self._block_bytes
+                done.append(block)
+        return busy
 
     def _check_empty(self, region_id: RegionId, node: int) -> None:
         use = self._blocks.use(node)
@@ -275,14 +272,6 @@ class Numa:
             return await in_time(act, timeout_s=timeout_s, what=what)
         except OSError as fault:
             raise RegionRefused(f"{what}, and the kernel refused: {fault}") from fault
-
-
-@dataclass(slots=True)
-class _Attempts:
-    num_bytes: int = 0
-    """What went offline, over all tries."""
-    busy: list[int] = field(default_factory=list)
-    """The blocks that did not in the last one."""
 
 
 def _region_id(node: int) -> RegionId:

@@ -11,14 +11,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from anole_memd.backend import Handle, NodeHandle, Plugged
-from anole_memd.backends.guest_agent import GuestAgent
+from anole_memd.backends.guest_agent import BlockFault, GuestAgent
 from anole_memd.backends.hypervisor import Device, Hypervisor
 from anole_memd.backends.monitor import CommandFailed, MonitorGone
-from anole_memd.backends.node_memory import (
-    OFFLINE_ATTEMPTS,
-    OFFLINE_PAUSE_S,
-    ONLINE_MOVABLE,
-)
+from anole_memd.backends.node_memory import ONLINE_MOVABLE, still_busy
 from anole_memd.core.region import RegionSpec
 from anole_memd.errors import (
     BackendError,
@@ -191,12 +187,13 @@ class VirtioMem:
         return device.size_bytes
 
     async def _take_offline(self, device: Device) -> None:
-        assert self._agent is not None
+        agent = self._agent
+        assert agent is not None
         node = self._nodes.get(device.device_id)
         if node is None:
-            node = await self._agent.node_of(self._blocks(device)[0])
+            node = await agent.node_of(self._blocks(device)[0])
         if node is not None:
-            use = await self._agent.node_use(node)
+            use = await agent.node_use(node)
             if use.in_the_way:
                 raise RegionBusy(
                     f"{use.in_the_way} bytes of {device.device_id} are in use in the guest "
@@ -204,14 +201,16 @@ class VirtioMem:
                     "shared memory): end their users, drop the files' pages"
                 )
         blocks: Sequence[int] = self._blocks(device)
-        for attempt in range(OFFLINE_ATTEMPTS):
-            faults = await self._agent.offline(blocks)
-            if not faults:
-                return
-            if attempt + 1 < OFFLINE_ATTEMPTS and all(fault.is_busy for fault in faults):
-                blocks = [fault.block for fault in faults]
-                await asyncio.sleep(OFFLINE_PAUSE_S)
-                continue
+        faults: list[BlockFault] = []
+
+        async def take_offline() -> Sequence[int]:
+            nonlocal blocks, faults
+            faults = await agent.offline(blocks)
+            blocks = [fault.block for fault in faults]
+            return blocks if all(fault.is_busy for fault in faults) else ()
+
+        await still_busy(take_offline)
+        if faults:
             error = RegionBusy if all(fault.is_busy for fault in faults) else RegionRefused
             raise error(
                 f"{len(faults)} memory blocks of {device.device_id} do not go offline in the guest "
