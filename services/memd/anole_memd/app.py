@@ -175,7 +175,12 @@ class MemdService:
             clock=clock,
             pressure=lambda: pilot.pressure,
         )
-        metrics = Metrics(books.ledger, revoker.outcomes.__getitem__, lambda: pilot.pressure)
+        metrics = Metrics(
+            books.ledger,
+            revoker.outcomes.__getitem__,
+            lambda: keeper.num_given_up,
+            lambda: pilot.pressure,
+        )
         keeper.count_unplug = metrics.count_unplug
         return _Parts(
             books=books,

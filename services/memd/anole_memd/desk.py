@@ -209,6 +209,8 @@ class Desk:
     async def _report(self, region: Region) -> RegionReport:
         lease = self._books.ledger.lease(region.lease_id) if region.lease_id else None
         detail = f"{region.trouble}: {region.detail}" if region.trouble else region.detail
+        if self._keeper.is_given_up(region.region_id):
+            detail = f"given up (`anole memd unplug {region.region_id}` tries again), {detail}"
         return RegionReport(
             region_id=region.region_id,
             num_bytes=region.num_bytes,

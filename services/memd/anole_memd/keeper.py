@@ -54,10 +54,15 @@ class Keeper:
         self._retries: dict[RegionId, _Retry] = {}
         self._busy: set[RegionId] = set()
 
+    def is_given_up(self, region_id: RegionId) -> bool:
+        """Whether it is stuck, and is not tried again unless somebody asks."""
+        retry = self._retries.get(region_id)
+        return retry is not None and retry.num_tries >= MAX_TRIES
+
     @property
     def num_given_up(self) -> int:
-        """Stuck regions that are not tried again unless somebody asks."""
-        return sum(retry.num_tries >= MAX_TRIES for retry in self._retries.values())
+        """So many are."""
+        return sum(map(self.is_given_up, list(self._retries)))
 
     def size_of(self, num_bytes: int) -> int:
         """The size of the region that would be plugged for so many bytes; 0: there is none.
@@ -217,12 +222,20 @@ class Keeper:
                 continue
             pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**retry.num_tries)
             self._retries[region.region_id] = _Retry(retry.num_tries + 1, now + pause_s)
-            with suppress(BackendError):
-                await self.unplug(region.region_id)
-                log.info("%s is given back after all", region.region_id)
+            await self._try_again(region.region_id)
         known = {region.region_id for region in stuck}
         for region_id in self._retries.keys() - known:
             del self._retries[region_id]
+
+    async def _try_again(self, region_id: RegionId) -> None:
+        try:
+            await self.unplug(region_id)
+        except BackendError:
+            if self.is_given_up(region_id):
+                what = "%s is given up after %d tries: `anole memd unplug %s` is one more"
+                log.warning(what, region_id, MAX_TRIES, region_id)
+        else:
+            log.info("%s is given back after all", region_id)
 
     async def follow_request(self, *, is_shrinking: bool) -> None:
         """Plug or unplug regions of fixed sizes, so that as much is plugged as was requested.

@@ -21,6 +21,7 @@ class Metrics(Collector):
         self,
         ledger: Ledger,
         outcomes: Callable[[RevocationState], int],
+        num_given_up: Callable[[], int],
         pressure: Callable[[], Pressure],
     ) -> None:
         self.registry = CollectorRegistry()
@@ -28,6 +29,7 @@ class Metrics(Collector):
         """By outcome: done, or the trouble."""
         self._ledger = ledger
         self._outcomes = outcomes
+        self._num_given_up = num_given_up
         self._pressure = pressure
         self.registry.register(self)
 
@@ -44,6 +46,11 @@ class Metrics(Collector):
             if state is not RegionState.ABSENT:
                 regions.add_metric([state], states.count(state))
         yield regions
+        yield GaugeMetricFamily(
+            "anole_memd_given_up_regions",
+            "Stuck regions that are not tried again unless somebody asks.",
+            value=self._num_given_up(),
+        )
         yield GaugeMetricFamily(
             "anole_memd_leases", "Leases that stand.", value=len(self._ledger.leases)
         )

@@ -17,11 +17,19 @@ from anole_memd.errors import (
 )
 from anole_memd.keeper import MAX_TRIES
 from anole_shared.ids import LeaseId, RegionId
+from anole_shared.messages import (
+    RegionsReported,
+    RegionsRequested,
+    RegionUnplugged,
+    UnplugRequested,
+)
 from anole_shared.units import MiB
 from tests.unit.memd.books import (
     ALICE,
+    BOB,
     REGION_BYTES,
     SELF,
+    Caller,
     House,
     SlotBackend,
     ask,
@@ -73,21 +81,33 @@ async def test_what_cannot_be_unplugged_is_stuck_by_name_and_tried_again(
     assert memd.books.ledger.sizes.plugged == 0
 
 
-async def test_tries_are_bounded_and_an_operator_can_ask_for_one_more(
+async def detail_for_operators(memd: House) -> str:
+    answer = (await memd.desk.handle(Caller(BOB), RegionsRequested())).message
+    assert isinstance(answer, RegionsReported)
+    return answer.regions[0].detail
+
+
+async def test_tries_are_bounded_and_an_operator_sees_that_and_can_ask_for_one_more(
     memd: House, backend: SlotBackend
 ) -> None:
     await memd.keeper.plug(1, "test")
     backend.fails["unplug"] = [RegionBusy("busy")] * 1000
     with pytest.raises(RegionBusy):
         await memd.keeper.unplug(SLOT)
+    assert await detail_for_operators(memd) == "busy: busy"
     for _ in range(10_000):
         memd.clock.time_s += 0.5
         await memd.keeper.retry(memd.clock.now())
     assert backend.calls.count("unplug slot-0") == 1 + MAX_TRIES
     assert memd.keeper.num_given_up == 1
     assert state(memd) is RegionState.STUCK
+    assert await detail_for_operators(memd) == (
+        "given up (`anole memd unplug slot-0` tries again), busy: busy"
+    )
     backend.fails.clear()
-    assert await memd.keeper.unplug(SLOT) == REGION_BYTES
+    answer = await memd.desk.handle(Caller(BOB), UnplugRequested(region_id=SLOT))
+    assert answer.message == RegionUnplugged(region_id=SLOT, num_bytes=REGION_BYTES)
+    assert memd.keeper.num_given_up == 0
     assert state(memd) is None
 
 

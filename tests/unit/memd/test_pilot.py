@@ -141,7 +141,9 @@ async def test_a_demand_beyond_all_reason_asks_for_no_more_than_there_is(host: H
 async def test_prometheus_reads_sizes_states_and_outcomes(host: Host) -> None:
     memd = host.memd
     outcomes = {RevocationState.MET: 2}
-    metrics = Metrics(memd.books.ledger, lambda kind: outcomes.get(kind, 0), lambda: Pressure.SOME)
+    metrics = Metrics(
+        memd.books.ledger, lambda kind: outcomes.get(kind, 0), lambda: 3, lambda: Pressure.SOME
+    )
     await memd.lessor.grant(ALICE, ask(), 0)
     metrics.count_unplug("done")
     metrics.count_unplug("busy")
@@ -152,6 +154,7 @@ async def test_prometheus_reads_sizes_states_and_outcomes(host: Host) -> None:
         'anole_memd_bytes{size="leased"} 1.34217728e+08',
         'anole_memd_regions{state="leased"} 1.0',
         'anole_memd_regions{state="stuck"} 0.0',
+        "anole_memd_given_up_regions 3.0",
         "anole_memd_leases 1.0",
         'anole_memd_unplugs_total{outcome="busy"} 2.0',
         'anole_memd_revocations_total{outcome="met"} 2.0',
@@ -161,7 +164,7 @@ async def test_prometheus_reads_sizes_states_and_outcomes(host: Host) -> None:
 
 
 def test_a_metrics_port_that_is_taken_stops_the_start(host: Host) -> None:
-    metrics = Metrics(host.memd.books.ledger, lambda _: 0, lambda: Pressure.NONE)
+    metrics = Metrics(host.memd.books.ledger, lambda _: 0, lambda: 0, lambda: Pressure.NONE)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         fault = pytest.raises(ConfigurationError, match="ANOLE_MEMD_METRICS_PORT")
