@@ -50,12 +50,12 @@ def parent(root: Path = ROOT, folder: Path | None = None) -> Path:
     if controllers is None:
         raise SandboxUnavailable(
             f"{root} is no cgroup v2: boot with systemd.unified_cgroup_hierarchy=1 (the kernel "
-            "command line), or use the numa backend"
+            "command line)"
         )
     if "memory" not in controllers:
         raise SandboxUnavailable(
             f"{root} has no memory controller: it is off, or taken by cgroup v1; boot with "
-            "cgroup_no_v1=all, or use the numa backend"
+            "cgroup_no_v1=all"
         )
     made = folder or root / _PARENT
     try:
