@@ -213,21 +213,32 @@ def unpack(target: Any, tensors: Any, scales: Any, shorts: Any, halves: Any) -> 
 @_compiled
 def _unpack(place: Any, tensor: Any, scale: Any, is_turned: bool) -> Any:
     rows, columns = tensor.shape
+    if is_turned:
+        return _turn(place, tensor, scale)
     total = np.float32(0)
-    if not is_turned:
-        for row in range(rows):
-            part, numbers = place[row * columns : (row + 1) * columns], tensor[row]
-            for column in range(columns):
-                part[column] = _narrow(_wide(numbers[column]) * scale, place)
-                total += _wide(part[column])
-        return total
-    # By squares, so that neither side's lines leave the cache before they are used up.
+    for row in range(rows):
+        part, numbers = place[row * columns : (row + 1) * columns], tensor[row]
+        for column in range(columns):
+            part[column] = _narrow(_wide(numbers[column]) * scale, place)
+            total += _wide(part[column])
+    return total
+
+
+@_compiled
+def _turn(place: Any, tensor: Any, scale: Any) -> Any:
+    """By squares, so that neither side's lines leave the cache before they are used up."""
+    rows, columns = tensor.shape
+    total = np.float32(0)
+    line = np.empty(_SQUARE, tensor.dtype)
     for first in range(0, rows, _SQUARE):
+        count = min(_SQUARE, rows - first)
         for begin in range(0, columns, _SQUARE):
-            last, end = min(first + _SQUARE, rows), min(begin + _SQUARE, columns)
-            for column in range(begin, end):
-                for row in range(first, last):
-                    at = column * rows + row
-                    place[at] = _narrow(_wide(tensor[row, column]) * scale, place)
-                    total += _wide(place[at])
+            for column in range(begin, min(begin + _SQUARE, columns)):
+                for row in range(count):
+                    line[row] = tensor[first + row, column]
+                at = column * rows + first
+                part = place[at : at + count]
+                for row in range(count):
+                    part[row] = _narrow(_wide(line[row]) * scale, place)
+                    total += _wide(part[row])
     return total
