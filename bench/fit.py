@@ -92,7 +92,7 @@ def _limits(plan: Plan, rig: Rig) -> Limits:
     file = adapters.read(plan, Kind("all", 64))
     return Limits(
         kv_bytes=kv_bytes(rig.shape, rig.dtype),
-        rank_bytes=file.packed_bytes(rig.dtype.itemsize) // file.rank,
+        rank_bytes=rig.device.adapter_bytes(file) // file.rank,
         memory_bytes=_MEMORY_BYTES,
         max_num_seqs=MAX_ROWS,
     )

@@ -49,7 +49,7 @@ def _all_tries(
     """For each size the medians of its times in seconds, and its bytes."""
     for kind in kinds:
         file = adapters.read(plan, kind)
-        num_bytes = file.packed_bytes(rig.dtype.itemsize)
+        num_bytes = rig.device.adapter_bytes(file)
         found: dict[str, list[float]] = {}
         for number in range(plan.rounds + 1):
             for name, way in _ways(rig, client, file, num_bytes).items():

@@ -20,6 +20,7 @@ from anole_worker.core.eviction import Lru
 from anole_worker.core.memory import Memory
 from anole_worker.core.residency import AdapterCache, Residency
 from anole_worker.leases import Region, RegionClient
+from anole_worker.safetensors_header import ITEM_BYTES
 from bench import adapters
 from bench.adapters import KINDS, MIXED_RANKS, Kind
 from bench.memd import leasing
@@ -48,12 +49,12 @@ def measure(plan: Plan) -> list[Table]:
         held = [_held_of_kind(plan, rig, kind) for kind in KINDS]
         files = _mixed_files(plan, _QUICK_MIXED if plan.is_quick else NUM_MIXED)
         held.append(_held(rig, f"mixed, ranks 8 to {MIXED_RANKS[-1]}", files))
+        known = [
+            adapter_of(file, f"adapter-{index}", rig.device.adapter_bytes(file))
+            for index, file in enumerate(_mixed_files(plan, NUM_KNOWN))
+        ]
         block_bytes = _BLOCK_TOKENS * kv_bytes(rig.shape, dtype)
     progress("    loads and evictions at random")
-    known = [
-        adapter_of(file, f"adapter-{index}", dtype.itemsize)
-        for index, file in enumerate(_mixed_files(plan, NUM_KNOWN))
-    ]
     churn = [
         ledger_alone(known, block_bytes, _QUICK_LOADS if plan.is_quick else NUM_LOADS).row(
             "ledger, with KV blocks"
@@ -69,7 +70,7 @@ def _held_of_kind(plan: Plan, rig: Rig, kind: Kind) -> Record:
     """So many of one size that what a load leaves behind besides is small against them."""
     file = adapters.read(plan, kind)
     most = _QUICK_KIND_BYTES if plan.is_quick else _KIND_BYTES
-    count = min(_MAX_OF_KIND, most // file.packed_bytes(rig.dtype.itemsize))
+    count = min(_MAX_OF_KIND, most // rig.device.adapter_bytes(file))
     return _held(rig, f"{kind.modules}, rank {kind.rank}", [file] * max(count, 1))
 
 
@@ -86,7 +87,7 @@ def _held(rig: Rig, name: str, files: Sequence[AdapterFile]) -> Record:
     leased = _leased_bytes(rig) - before_leased
     resident = _resident_bytes() - before_resident
     rig.drop(loaded)
-    weights = sum(file.packed_bytes(rig.dtype.itemsize) for file in files)
+    weights = sum(file.packed_bytes(ITEM_BYTES[file.stored]) for file in files)
     return {
         "adapters": name,
         "count": len(files),
@@ -240,8 +241,9 @@ def _held_table(rows: Sequence[Record], dtype: str) -> Table:
         ),
         rows=tuple(rows),
         note=(
-            "Leased: what memd counts. Resident: by how much the worker's process grew, all that "
-            "belongs to the adapters in Python included. Aim: under 1.02."
+            "Weights: of the files. Leased: what memd "
+            "counts. Resident: by how much the worker's process grew, all that belongs to the "
+            "adapters in Python included. Aim: under 1.02."
         ),
     )
 

@@ -46,12 +46,17 @@ def measure(plan: Plan) -> list[Table]:
 
 
 def _all_cases(plan: Plan, rig: Rig) -> Iterator[Record]:
-    loaded = rig.load_distinct(adapters.read_mixed(plan), max(rows for rows, _ in CASES))
+    files = adapters.read_mixed(plan)
+    loaded = rig.load_distinct(files, max(rows for rows, _ in CASES))
     hugging_face = PeftBatch(plan.model, rig.shape, rig.dtype, plan.device)
     for num_rows, num_tokens in CASES[:2] if plan.is_quick else CASES:
         case = _Prompts(num_rows=num_rows, num_tokens=num_tokens)
         progress(f"    {name_of(rig.dtype)}, {case.name}")
-        yield _one_case(plan, rig, case, loaded[:num_rows], hugging_face)
+        numbers = sum(files[row % len(files)].num_weights for row in range(num_rows))
+        yield {
+            **_one_case(plan, rig, case, loaded[:num_rows], hugging_face),
+            "floor": 1 + 2 * numbers * num_tokens / _operations(rig, case),
+        }
 
 
 def _one_case(
@@ -67,7 +72,6 @@ def _one_case(
     base_s = times["base"].median_s
     operations = _operations(rig, case)
     tokens = case.num_rows * case.num_tokens
-    extra = sum(adapter.num_bytes / rig.dtype.itemsize for adapter in loaded) * case.num_tokens
     return {
         "dtype": name_of(rig.dtype),
         "prompts": case.name,
@@ -77,7 +81,6 @@ def _one_case(
         "efficiency": operations / base_s / limits.flops_per_s(rig.dtype, rig.target),
         "ms": times["adapters"].median_s * 1e3,
         "ratio": times["adapters"].ratio_to(times["base"]),
-        "floor": 1 + 2 * extra / operations,
         "transformers_ms": times["transformers"].median_s * 1e3,
         "faster": times["transformers"].ratio_to(times["base"]),
     }

@@ -79,7 +79,7 @@ class Rig:
         """Load the adapter, under a name of its own, into a region of its own."""
         self._num_loaded += 1
         name = f"{file.adapter_id}-{self._num_loaded}"
-        adapter = adapter_of(file, name, self.dtype.itemsize)
+        adapter = adapter_of(file, name, self.device.adapter_bytes(file))
         self.device.load_adapter(adapter, file, {})
         return adapter
 
@@ -135,12 +135,12 @@ class Rig:
         )
 
 
-def adapter_of(file: AdapterFile, name: str, itemsize: int) -> Adapter:
-    """What the engine core would know of the file under this name."""
+def adapter_of(file: AdapterFile, name: str, num_bytes: int) -> Adapter:
+    """What the engine core would know of the file under this name, whose weights take so much."""
     return Adapter(
         adapter_id=AdapterId(name),
         generation=file.generation,
-        num_bytes=region_bytes(file.packed_bytes(itemsize)),
+        num_bytes=region_bytes(num_bytes),
         rank=file.rank,
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, DynamicCache
 
 from anole_worker import adapter_files, model_shape
@@ -15,6 +16,7 @@ from anole_worker.runtime.adapters import LoadedAdapter, load
 from anole_worker.runtime.cpu_batches import CpuBatches
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.model_runner import ModelRunner
+from anole_worker.runtime.packing import packing_on
 from anole_worker.runtime.weights import load_model
 from anole_worker.settings import WorkerSettings
 from tests.unit.worker.tiny import (
@@ -43,7 +45,7 @@ Case = tuple[str | None, int]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The trained examples, ranks 8 to 64, and two random adapters of all modules."""
+    """The trained examples, ranks 8 to 64, and random adapters of all modules."""
     if not (MODEL / "config.json").exists():
         pytest.fail(f"no base model at {MODEL}; `anole model` makes it")
     root = tmp_path_factory.mktemp("adapters")
@@ -52,9 +54,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         make_adapter(root / "random-r64-rslora", hf_model, rank=64, lora_alpha=16, std=0.02,
                      targets=ALL_LINEAR, use_rslora=True),
         make_adapter(root / "random-r16", hf_model, rank=16, std=0.04, targets="all-linear"),
+        store(make_adapter(root / "random-bf16", hf_model, rank=12, std=0.04, lora_alpha=20,
+                           targets=ALL_LINEAR, seed=1), torch.bfloat16),
+        store(make_adapter(root / "random-f16", hf_model, rank=24, std=0.03, lora_alpha=28,
+                           targets=ALL_LINEAR, seed=2), torch.float16),
     ]  # fmt: skip
     trained = [path.parent for path in TRAINED.glob("*/adapter_config.json")]
     return {folder.name: folder for folder in sorted(trained) + random}
+
+
+def store(folder: Path, dtype: torch.dtype) -> Path:
+    """Have the adapter's file hold numbers of that type."""
+    path = folder / "adapter_model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, path)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +124,10 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def adapters(folders: dict[str, Path], device: torch.device) -> dict[Adapter, LoadedAdapter]:
     shape = model_shape.read(MODEL)
     files = [adapter_files.read(folder, shape) for folder in folders.values()]
+    packing = packing_on(device, torch.float32)
     loaded = {
-        adapter_of(file.adapter_id): load(file, bytearray(file.packed_bytes(4))) for file in files
+        adapter_of(file.adapter_id): load(file, bytearray(packing.num_bytes(file)), packing)
+        for file in files
     }
     if device.type == "cpu":
         return loaded

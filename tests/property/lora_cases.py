@@ -11,6 +11,8 @@ from anole_worker.runtime.lora import AdaptedTokens, Deltas, LayerDelta, SiteDel
 
 torch.set_num_threads(1)
 
+MAX_MODULES = max(len(modules) for modules in SITES)
+
 NUM_LAYERS = 2
 LAYER = 1
 
@@ -40,6 +42,10 @@ class Segment:
 
     num_tokens: int
     ranks: tuple[tuple[str, int], ...]
+    scales: tuple[float, ...] = (1.0,) * MAX_MODULES
+    """Kept apart, by module of the site."""
+    stored: torch.dtype | None = None
+    """Of the adapter's numbers; None: the batch's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +78,8 @@ def make_batch(case: Case) -> Batch:
     generator = torch.Generator().manual_seed(case.seed)
     dims = case.shape.module_dims
 
-    def random(*size: int, scale: float = 1) -> Tensor:
-        return (torch.randn(size, generator=generator) * scale).to(case.dtype)
+    def random(*size: int, scale: float = 1, dtype: torch.dtype | None = None) -> Tensor:
+        return (torch.randn(size, generator=generator) * scale).to(dtype or case.dtype)
 
     num_in = dims[SITES[case.site][0]][0]
     return Batch(
@@ -82,8 +88,8 @@ def make_batch(case: Case) -> Batch:
         factors=tuple(
             {
                 module: (
-                    random(rank, num_in, scale=num_in**-0.5),
-                    random(rank, dims[module][1], scale=rank**-0.5),
+                    random(rank, num_in, scale=num_in**-0.5, dtype=segment.stored),
+                    random(rank, dims[module][1], scale=rank**-0.5, dtype=segment.stored),
                 )
                 for module, rank in segment.ranks
             }
@@ -99,19 +105,26 @@ def reference(case: Case) -> Tensor:
     begin = case.num_base
     for segment, factors in zip(case.segments, batch.factors, strict=True):
         rows = slice(begin, begin + segment.num_tokens)
+        scales = scales_of(case, segment)
         for module, (a, b) in factors.items():
-            y[rows, case.shape.columns(module)] += x[rows] @ a.double().T @ b.double()
+            delta = x[rows] @ a.double().T @ b.double() * scales[module]
+            y[rows, case.shape.columns(module)] += delta
         begin = rows.stop
     return y
+
+
+def scales_of(case: Case, segment: Segment) -> dict[str, float]:
+    """By module."""
+    return dict(zip(SITES[case.site], segment.scales, strict=False))
 
 
 def layers_of(case: Case, batch: Batch, device: torch.device) -> list[tuple[LayerDelta, ...]]:
     """By segment: what its adapter adds; only LAYER's site is changed."""
     result = []
-    for factors in batch.factors:
+    for segment, factors in zip(case.segments, batch.factors, strict=True):
         sites: list[SiteDelta | None] = [None] * len(SITES)
         if factors:
-            sites[case.site] = _site_delta(case, factors, device)
+            sites[case.site] = _site_delta(case, segment, factors, device)
         layers: list[LayerDelta] = [(None,) * len(SITES)] * NUM_LAYERS
         layers[LAYER] = tuple(sites)
         result.append(tuple(layers))
@@ -151,12 +164,19 @@ def _framed(matrix: Tensor, value: float, device: torch.device) -> Tensor:
 
 
 def _site_delta(
-    case: Case, factors: dict[str, tuple[Tensor, Tensor]], device: torch.device
+    case: Case, segment: Segment, factors: dict[str, tuple[Tensor, Tensor]], device: torch.device
 ) -> SiteDelta:
-    parts, rank = [], 0
+    parts, rank, scales = [], 0, scales_of(case, segment)
     for module, (_, b) in factors.items():
         ranks = slice(rank, rank + len(b))
-        parts.append(SitePart(columns=case.shape.columns(module), ranks=ranks, up=b.to(device)))
+        parts.append(
+            SitePart(
+                columns=case.shape.columns(module),
+                ranks=ranks,
+                up=b.to(device),
+                scale=scales[module],
+            )
+        )
         rank = ranks.stop
     down = torch.cat([a for a, _ in factors.values()]).to(device)
     return SiteDelta(down=down.t(), parts=tuple(parts))

@@ -55,6 +55,8 @@ class AdapterFile:
     target_modules: tuple[str, ...]
     num_weights: int
     """Numbers in all its tensors."""
+    stored: str
+    """The safetensors type of all its tensors; F32, which holds any other's, where they differ."""
     generation: str
     """Changes with the content."""
     fingerprints: tuple[Fingerprint, Fingerprint]
@@ -121,9 +123,15 @@ def read(folder: Path, shape: ModelShape) -> AdapterFile:
                 module for module in MODULE_PATHS if any(t.module == module for t in modules)
             ),
             num_weights=sum(tensors.num_weights for tensors in modules),
+            stored=_stored(modules),
             generation=generation.hexdigest()[:16],
             fingerprints=fingerprints,
         )
+
+
+def _stored(modules: Iterable[ModuleTensors]) -> str:
+    found = {span.dtype for tensors in modules for span in (tensors.a, tensors.b)}
+    return found.pop() if len(found) == 1 else "F32"
 
 
 def discover(

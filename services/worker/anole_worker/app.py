@@ -87,7 +87,7 @@ class WorkerService:
             catalog = Catalog(
                 self._settings.adapters,
                 self._shape,
-                itemsize=device.itemsize,
+                bytes_of=device.adapter_bytes,
                 max_bytes=device.memory_bytes,
             )
             await run_in(threads.files, catalog.scan)

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,15 +34,20 @@ class Catalog:
     """
 
     def __init__(
-        self, root: Path | None, shape: ModelShape, *, itemsize: int, max_bytes: int
+        self,
+        root: Path | None,
+        shape: ModelShape,
+        *,
+        bytes_of: Callable[[AdapterFile], int],
+        max_bytes: int,
     ) -> None:
         """root: the folder, None for no adapters.
 
-        itemsize: bytes of a number in memory. max_bytes: larger adapters are refused.
+        bytes_of: an adapter's weights in memory. max_bytes: larger adapters are refused.
         """
         self._root = root
         self._shape = shape
-        self._itemsize = itemsize
+        self._bytes_of = bytes_of
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._entries: dict[AdapterId, Entry] = {}
@@ -121,7 +126,7 @@ class Catalog:
         return self._entries.get(adapter_id)
 
     def _list(self, file: AdapterFile) -> None:
-        num_bytes = region_bytes(file.packed_bytes(self._itemsize))
+        num_bytes = region_bytes(self._bytes_of(file))
         if num_bytes > self._max_bytes:
             reason = (
                 f"takes {num_bytes} bytes, the worker's memory is {self._max_bytes}: raise "

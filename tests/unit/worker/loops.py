@@ -157,7 +157,7 @@ class KnownFiles(Catalog):
     """Knows the adapters of the engine's tests without a folder, all of one generation."""
 
     def __init__(self, generation: str = "1") -> None:
-        super().__init__(None, SHAPE, itemsize=4, max_bytes=1)
+        super().__init__(None, SHAPE, bytes_of=lambda _: 1, max_bytes=1)
         self.generation = generation
 
     def known(self, adapter_id: AdapterId) -> Entry | None:
@@ -170,6 +170,7 @@ class KnownFiles(Catalog):
             rank=8,
             target_modules=("q_proj",),
             num_weights=SIZES[adapter_id],
+            stored="F32",
             generation=self.generation,
             fingerprints=((0, 0, 0), (0, 0, 0)),
         )

@@ -28,11 +28,17 @@ def test_a_good_adapter_is_described(tmp_path: Path) -> None:
     assert file.rank == 4
     assert file.target_modules == ("q_proj", "v_proj")
     assert 4 * file.num_weights == sum(tensor.nbytes for tensor in tensors().values())
+    assert file.stored == "F32"
 
 
-def test_half_precision_is_counted_as_it_will_be_in_memory(tmp_path: Path) -> None:
-    file = read(write_adapter(tmp_path / "x", weights=tensors(dtype="float16")), SHAPE)
-    assert 4 * file.num_weights == sum(tensor.nbytes for tensor in tensors().values())
+def test_half_precision_is_told_from_what_is_mixed(tmp_path: Path) -> None:
+    halves = tensors(dtype="float16")
+    file = read(write_adapter(tmp_path / "x", weights=halves), SHAPE)
+    assert 2 * file.num_weights == sum(tensor.nbytes for tensor in halves.values())
+    assert file.stored == "F16"
+    name = next(iter(halves))
+    mixed = {**halves, name: halves[name].astype("float32")}
+    assert read(write_adapter(tmp_path / "y", weights=mixed), SHAPE).stored == "F32"
 
 
 def test_the_generation_follows_the_content_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from anole_worker.adapter_files import AdapterFile
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.eviction import Lru
 from anole_worker.core.host_tier import HostTier
-from anole_worker.leases import LeaseRefused, RegionClient
+from anole_worker.leases import LeaseRefused, Region, RegionClient
 from anole_worker.model_shape import QKV
 from anole_worker.runtime.adapter_memory import DeviceMemoryFull, RegionAdapters, TieredAdapters
 from anole_worker.runtime.adapters import LoadedAdapter
+from anole_worker.runtime.packing import Packing, packing_on
 from bench.memd import leasing
 from tests.unit.worker.peft_folders import SHAPE, tensors, write_adapter
 
@@ -65,7 +67,9 @@ class Rig:
         self.regions = RegionClient(socket, "test")
         self.now = 0.0
         self.tier = HostTier(host * REGION_BYTES, Lru(60.0))
-        self.memory = TieredAdapters(self.regions, FP32, self.tier, self.copier, lambda: self.now)
+        self.memory = TieredAdapters(
+            self.regions, Packing(FP32), self.tier, self.copier, lambda: self.now
+        )
 
     def adapter(self, name: str, seed: int = 0) -> tuple[Adapter, AdapterFile]:
         write_adapter(self.folder / name, weights=tensors(seed=seed))
@@ -206,13 +210,33 @@ def test_memd_without_any_room_is_said(tmp_path: Path) -> None:
 
 
 def test_on_a_cpu_the_region_is_the_devices_memory(rig: Rig) -> None:
-    memory = RegionAdapters(rig.regions, FP32)
+    memory = RegionAdapters(rig.regions, Packing(FP32))
     adapter, file = rig.adapter("a")
     memory.load(adapter, file, {})
     assert memory.loaded(adapter).arena.isfinite().all()
     assert memory.host_adapters == ()
     assert memory.spare(10**9) is None
     assert memory.loaded(adapter).arena.isfinite().all()
+    memory.close()
+
+
+@pytest.mark.parametrize(("dtype", "itemsize"), [("float32", 4), ("float16", 2)])
+def test_on_a_cpu_a_region_is_as_long_as_the_files_numbers(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, dtype: str, itemsize: int
+) -> None:
+    adapter, _ = rig.adapter("a")
+    write_adapter(rig.folder / "a", weights=tensors(dtype=dtype))
+    file = adapter_files.read(rig.folder / "a", SHAPE)
+    asked, lease = [], rig.regions.lease
+
+    def noted(num_bytes: int, **choice: Any) -> Region:
+        asked.append(num_bytes)
+        return lease(num_bytes, **choice)
+
+    monkeypatch.setattr(rig.regions, "lease", noted)
+    memory = RegionAdapters(rig.regions, packing_on(torch.device("cpu"), FP32))
+    memory.load(adapter, file, {})
+    assert asked == [file.num_weights * itemsize]
     memory.close()
 
 

@@ -13,6 +13,7 @@ from anole_worker.adapter_files import AdapterFile
 from anole_worker.errors import AdapterRefused
 from anole_worker.model_shape import MODULE_PATHS, SITES
 from anole_worker.runtime.adapters import LoadedAdapter, load
+from anole_worker.runtime.packing import packing_on
 from tests.unit.worker.peft_folders import SHAPE, tensor_name, tensors, write_adapter
 
 WEIGHTS = "adapter_model.safetensors"
@@ -57,6 +58,72 @@ def test_bfloat16_is_widened(tmp_path: Path) -> None:
     adapter = load(file, memoryview(bytearray(file.packed_bytes(4))))
     a, b = (halves[tensor_name(1, "v_proj", side)].float() for side in "AB")
     torch.testing.assert_close(product(adapter, 1, "v_proj"), b @ a * 2)
+
+
+def stored(weights: dict[str, np.ndarray], name: str) -> dict[str, torch.Tensor]:
+    """The weights in a type, or in one type for A and another for B."""
+    dtypes = [getattr(torch, dtype) for dtype in name.split("/")]
+    return {
+        key: torch.from_numpy(tensor).to(dtypes[-1] if "lora_B" in key else dtypes[0])
+        for key, tensor in weights.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("types", "kept"),
+    [
+        ("float32", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+        ("bfloat16/float16", torch.float32),
+        ("float16/float32", torch.float32),
+    ],
+)
+def test_numbers_stay_what_they_are_in_the_file_and_scales_apart(
+    tmp_path: Path, types: str, kept: torch.dtype
+) -> None:
+    from safetensors.torch import save_file as save_torch_file
+
+    pattern = {"v_proj": 7, "layers.0.self_attn.q_proj": 0}
+    folder = write_adapter(tmp_path, fields={"lora_alpha": 3, "alpha_pattern": pattern})
+    weights = stored(tensors(), types)
+    save_torch_file(weights, folder / WEIGHTS)
+    file = adapter_files.read(folder, SHAPE)
+    packing = packing_on(torch.device("cpu"), torch.float32)
+    assert packing.num_bytes(file) == file.num_weights * kept.itemsize
+    adapter = load(file, bytearray(packing.num_bytes(file)), packing)
+    assert adapter.arena.dtype == kept
+    for layer, scales in enumerate([(0, 7 / 4), (3 / 4, 7 / 4)]):
+        delta = adapter.layers[layer][0]
+        assert delta is not None
+        assert tuple(part.scale for part in delta.parts) == scales
+        for module, part in zip(("q_proj", "v_proj"), delta.parts, strict=True):
+            a, b = (weights[tensor_name(layer, module, side)] for side in "AB")
+            assert torch.equal(delta.down[:, part.ranks], a.to(kept).t())
+            assert torch.equal(part.up, b.to(kept).t())
+
+
+@pytest.mark.parametrize("types", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("number", [np.inf, np.nan])
+def test_what_is_no_finite_number_is_refused_in_every_type(
+    tmp_path: Path, types: str, number: float
+) -> None:
+    from safetensors.torch import save_file as save_torch_file
+
+    folder, weights = write_adapter(tmp_path), tensors()
+    weights[tensor_name(1, "v_proj", "B")][3, 2] = number
+    save_torch_file(stored(weights, types), folder / WEIGHTS)
+    file = adapter_files.read(folder, SHAPE)
+    packing = packing_on(torch.device("cpu"), torch.float32)
+    with pytest.raises(AdapterRefused, match="infinite"):
+        load(file, bytearray(packing.num_bytes(file)), packing)
+
+
+def test_other_models_and_devices_have_adapters_in_their_own_type() -> None:
+    for device, model in (("cpu", torch.bfloat16), ("cuda", torch.float32)):
+        packing = packing_on(torch.device(device), model)
+        assert packing.dtypes == (model,)
+        assert not packing.keeps
 
 
 def test_the_weights_lie_in_the_buffer_and_nowhere_else(tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ CONFIG = {
 class StandIn:
     """In the device's place."""
 
-    itemsize = 4
     block_bytes = 2**20
     memory_bytes = 2**30
 
@@ -48,6 +47,10 @@ class StandIn:
     def host_adapters(self) -> tuple[str, ...]:
         """Has no copies of any."""
         return ()
+
+    def adapter_bytes(self, file: object) -> int:
+        """Has no memory for any."""
+        raise AssertionError(file)
 
     def close(self) -> None:
         """Holds nothing."""

@@ -21,7 +21,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def make_catalog(root: Path | None, *, max_bytes: int = 2**30, itemsize: int = 4) -> Catalog:
-    catalog = Catalog(root, SHAPE, itemsize=itemsize, max_bytes=max_bytes)
+    catalog = Catalog(
+        root, SHAPE, bytes_of=lambda file: file.packed_bytes(itemsize), max_bytes=max_bytes
+    )
     catalog.scan()
     return catalog
 

@@ -49,7 +49,7 @@ class CountingBus(FailingBus):
 
 def make_inbox(outbox: Outbox, thread: ThreadPoolExecutor) -> Inbox:
     engine, tracer = make_engine(), Telemetry("worker").tracer
-    catalog = Catalog(None, SHAPE, itemsize=4, max_bytes=1)
+    catalog = Catalog(None, SHAPE, bytes_of=lambda _: 1, max_bytes=1)
     loop = EngineLoop(
         worker_id=WORKER,
         engine=engine,

@@ -79,14 +79,49 @@ def test_every_float16_number_is_widened_as_torch_does(tmp_path: Path) -> None:
     assert np.isnan(total)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_number_of_16_bits_stays_as_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
+    numbers = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    numbers = torch.where(numbers.isfinite(), numbers, 1).reshape(256, 256)
+    source = {torch.float16: "F16", torch.bfloat16: "BF16"}[dtype]
+    content, (span,) = file_of([(source, numbers)], b"")
+    arena = torch.zeros(2**16, dtype=dtype)
+    unpack(opened(tmp_path / "weights", content), [Placement(span=span, begin=0)], arena)
+    assert torch.equal(arena.view(torch.int16), numbers.reshape(-1).view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_any_number_is_rounded_as_torch_rounds(tmp_path: Path, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(3)
+    any_bits = torch.randint(-(2**31), 2**31, (256, 512), generator=generator).int()
+    sizes = 2.0 ** torch.arange(-28, 18).repeat(6)[:256, None]
+    near_float16 = torch.randn(256, 512, generator=generator) * sizes
+    numbers = torch.cat([any_bits.view(torch.float32).nan_to_num(), near_float16])
+    content, (span,) = file_of([("F32", numbers)], b"")
+    arena = torch.zeros(512 * 512, dtype=dtype)
+    unpack(opened(tmp_path / "weights", content), [Placement(span=span, begin=0)], arena)
+    expected = numbers.to(dtype).reshape(-1)
+    assert torch.equal(arena.view(torch.int16), expected.view(torch.int16))
+
+
 @pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("is_turned", [True, False])
+@pytest.mark.parametrize(
+    ("source", "dtype"),
+    [
+        ("F32", torch.float32),
+        ("F32", torch.float16),
+        ("F16", torch.float16),
+        ("BF16", torch.bfloat16),
+    ],
+)
 def test_one_number_that_is_not_finite_shows_in_the_sum(
-    tmp_path: Path, number: float, is_turned: bool
+    tmp_path: Path, source: str, dtype: torch.dtype, number: float, is_turned: bool
 ) -> None:
     tensor = torch.zeros(40, 40)
     tensor[37, 3] = number
-    content, (span,) = file_of([("F32", tensor)], b"")
+    content, (span,) = file_of([(source, tensor)], b"")
     placement = Placement(span=span, begin=0, is_turned=is_turned)
-    total = unpack(opened(tmp_path / "weights", content), [placement], torch.zeros(1600))
+    arena = torch.zeros(1600, dtype=dtype)
+    total = unpack(opened(tmp_path / "weights", content), [placement], arena)
     assert not np.isfinite(total)

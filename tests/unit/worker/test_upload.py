@@ -12,6 +12,7 @@ from anole_worker.model_shape import QKV
 from anole_worker.runtime import upload
 from anole_worker.runtime.adapters import LoadedAdapter, load
 from anole_worker.runtime.lora_table import make_table
+from anole_worker.runtime.packing import Packing
 from tests.unit.worker.peft_folders import SHAPE, tensor_name, tensors, write_adapter
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -38,7 +39,7 @@ def factors(adapter: LoadedAdapter) -> list[torch.Tensor]:
 @pytest.mark.parametrize("dtype", HALVES)
 def test_weights_are_rounded_once_to_the_models_type(tmp_path: Path, dtype: torch.dtype) -> None:
     file, weights = written(tmp_path)
-    adapter = load(file, bytearray(file.packed_bytes(2)), dtype)
+    adapter = load(file, bytearray(file.packed_bytes(2)), Packing(dtype))
     down, q, v = factors(adapter)
     a = [weights[tensor_name(1, module, "A")] for module in ("q_proj", "v_proj")]
     assert torch.equal(down, torch.cat(a).T.to(dtype))
@@ -49,21 +50,21 @@ def test_weights_are_rounded_once_to_the_models_type(tmp_path: Path, dtype: torc
 def test_weights_take_no_more_memory_than_their_type_needs(tmp_path: Path) -> None:
     file, _ = written(tmp_path)
     num_bytes = file.packed_bytes(2)
-    assert load(file, bytearray(num_bytes), torch.bfloat16).arena.nbytes == num_bytes
+    assert load(file, bytearray(num_bytes), Packing(torch.bfloat16)).arena.nbytes == num_bytes
     with pytest.raises(ValueError, match="cannot hold"):
-        load(file, bytearray(num_bytes - 1), torch.bfloat16)
+        load(file, bytearray(num_bytes - 1), Packing(torch.bfloat16))
 
 
 def test_weights_too_large_for_the_models_type_are_refused(tmp_path: Path) -> None:
     file, _ = written(tmp_path, v_proj=1e6)
-    load(file, bytearray(file.packed_bytes(4)), torch.bfloat16)
+    load(file, bytearray(file.packed_bytes(4)), Packing(torch.bfloat16))
     with pytest.raises(AdapterRefused, match="infinite"):
-        load(file, bytearray(file.packed_bytes(4)), torch.float16)
+        load(file, bytearray(file.packed_bytes(4)), Packing(torch.float16))
 
 
 def test_many_weights_near_the_types_limit_are_not(tmp_path: Path) -> None:
     file, _ = written(tmp_path, v_proj=3e4)
-    load(file, bytearray(file.packed_bytes(4)), torch.float16)
+    load(file, bytearray(file.packed_bytes(4)), Packing(torch.float16))
 
 
 def test_an_adapter_over_a_copy_of_its_arena_says_the_same(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_an_uploaded_adapter_is_on_the_gpu_and_its_table_names_its_place(
     tmp_path: Path, uploader: upload.Uploader
 ) -> None:
     file, _ = written(tmp_path)
-    adapter = load(file, bytearray(file.packed_bytes(2)), torch.bfloat16)
+    adapter = load(file, bytearray(file.packed_bytes(2)), Packing(torch.bfloat16))
     uploader.pin(adapter.arena)
     try:
         assert adapter.arena.is_pinned()

@@ -17,6 +17,7 @@ from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row, Sampling, Step
 from anole_worker.runtime.adapters import LoadedAdapter, load
 from anole_worker.runtime.grammar import Grammars
+from anole_worker.runtime.packing import packing_on
 
 torch.set_num_threads(1)
 disable_progress_bar()
@@ -113,7 +114,8 @@ def _peft_warnings_ignored() -> Iterator[None]:
 
 def load_adapter(folder: Path, model: Path) -> LoadedAdapter:
     file = adapter_files.read(folder, model_shape.read(model))
-    return load(file, memoryview(bytearray(file.packed_bytes(4))))
+    packing = packing_on(torch.device("cpu"), torch.float32)
+    return load(file, bytearray(packing.num_bytes(file)), packing)
 
 
 def adapter_of(name: str) -> Adapter:

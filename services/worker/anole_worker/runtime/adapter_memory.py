@@ -21,6 +21,7 @@ from anole_worker.core.adapter import Adapter
 from anole_worker.core.host_tier import HostTier
 from anole_worker.leases import LeaseRefused, Region, RegionClient
 from anole_worker.runtime.adapters import LoadedAdapter, load
+from anole_worker.runtime.packing import Packing
 
 log = logging.getLogger(__name__)
 
@@ -67,17 +68,16 @@ class _Copy:
 
 
 def _read(
-    regions: RegionClient, file: AdapterFile, dtype: torch.dtype, headers: Mapping[str, str]
+    regions: RegionClient, file: AdapterFile, packing: Packing, headers: Mapping[str, str]
 ) -> _Copy:
     """Lease a region and read the adapter into it.
 
     Raises:
         AnoleError: memd gives no region, or the files are no longer what was validated.
     """
-    num_bytes = file.packed_bytes(dtype.itemsize)
-    region = regions.lease(num_bytes, purpose=file.adapter_id, headers=headers)
+    region = regions.lease(packing.num_bytes(file), purpose=file.adapter_id, headers=headers)
     try:
-        weights = load(file, region.buffer, dtype)
+        weights = load(file, region.buffer, packing)
     except BaseException:
         region.release()
         raise
@@ -87,13 +87,13 @@ def _read(
 class RegionAdapters:
     """Two tiers, region and disk: steps read the adapters where they were loaded."""
 
-    def __init__(self, regions: RegionClient, dtype: torch.dtype) -> None:
+    def __init__(self, regions: RegionClient, packing: Packing) -> None:
         self._regions = regions
-        self._dtype = dtype
+        self._packing = packing
         self._copies: dict[Adapter, _Copy] = {}
 
     def load(self, adapter: Adapter, file: AdapterFile, headers: Mapping[str, str]) -> None:
-        self._copies[adapter] = _read(self._regions, file, self._dtype, headers)
+        self._copies[adapter] = _read(self._regions, file, self._packing, headers)
 
     def drop(self, adapter: Adapter) -> None:
         self._copies.pop(adapter).release()
@@ -132,14 +132,14 @@ class TieredAdapters:
     def __init__(
         self,
         regions: RegionClient,
-        dtype: torch.dtype,
+        packing: Packing,
         tier: HostTier,
         mover: Mover,
         now: Callable[[], float],
     ) -> None:
         """now: seconds, for how recently a copy was used."""
         self._regions = regions
-        self._dtype = dtype
+        self._packing = packing
         self._tier = tier
         self._mover = mover
         self._now = now
@@ -179,7 +179,7 @@ class TieredAdapters:
         """As _read does, at the cost of idle copies where memd has no room for one more region."""
         while True:
             try:
-                return _read(self._regions, file, self._dtype, headers)
+                return _read(self._regions, file, self._packing, headers)
             except LeaseRefused:
                 spared = self._tier.spare(self._now())
                 if spared is None:

@@ -18,7 +18,10 @@ from anole_worker.errors import AdapterRefused
 from anole_worker.model_shape import SITES, ModelShape
 from anole_worker.runtime.lora import LayerDelta, SiteDelta, SitePart
 from anole_worker.runtime.lora_table import make_table
+from anole_worker.runtime.packing import Packing
 from anole_worker.runtime.unpacking import Placement, unpack
+
+_FLOAT32 = Packing(torch.float32)
 
 
 class LoadedAdapter:
@@ -67,13 +70,13 @@ class LoadedAdapter:
 def load(
     file: AdapterFile,
     buffer: memoryview | mmap | bytearray,
-    dtype: torch.dtype = torch.float32,
+    packing: Packing = _FLOAT32,
 ) -> LoadedAdapter:
-    """Read the weights into the buffer, of at least their packed_bytes, and make views of it.
+    """Read the weights into the buffer, of at least the packing's num_bytes, and make views of it.
 
     Layer by layer and site by site the buffer holds the As of the site's modules, stacked, as one
-    [sum of ranks, in], then each module's B as [rank, out] with the scale multiplied in. While a
-    view lives, so does an export of the buffer: an mmap under it cannot be closed.
+    [sum of ranks, in], then each module's B as [rank, out]. While a view lives, so does an export
+    of the buffer: an mmap under it cannot be closed.
 
     The file is read with its bounds checked, not mapped: if somebody cuts it short meanwhile, that
     is an error and not a fatal signal. Nothing points into the buffer after a failure.
@@ -81,7 +84,7 @@ def load(
     Raises AdapterRefused when the files are not those that were validated, or not finite numbers.
     """
     try:
-        return _load(file, memoryview(buffer).cast("B"), dtype)
+        return _load(file, memoryview(buffer).cast("B"), packing)
     except BaseException as error:
         # The frames that failed would keep views of the buffer alive for as long as the error.
         traceback.clear_frames(error.__traceback__)
@@ -89,22 +92,22 @@ def load(
         raise
 
 
-def _load(file: AdapterFile, buffer: memoryview, dtype: torch.dtype) -> LoadedAdapter:
-    num_bytes = file.packed_bytes(dtype.itemsize)
+def _load(file: AdapterFile, buffer: memoryview, packing: Packing) -> LoadedAdapter:
+    num_bytes = packing.num_bytes(file)
     if buffer.nbytes < num_bytes:
         raise ValueError(f"a buffer of {buffer.nbytes} bytes cannot hold {num_bytes}")
     with adapter_files.opened(file.path, file.shape) as adapter:
         _check_unchanged(file, adapter)
-        arena = torch.frombuffer(buffer[:num_bytes], dtype=dtype)
+        arena = torch.frombuffer(buffer[:num_bytes], dtype=packing.dtype(file))
         layers: list[LayerDelta] = [(None,) * len(SITES) for _ in range(file.shape.num_layers)]
         placements: list[Placement] = []
         begin = 0
         for (layer, site), group in groupby(adapter.modules, key=lambda m: (m.layer, m.site)):
             modules = list(group)
             end = begin + sum(module.num_weights for module in modules)
-            delta = _site(arena[begin:end], modules, file.shape)
+            delta = _site(arena[begin:end], modules, packing, file.shape)
             layers[layer] = (*layers[layer][:site], delta, *layers[layer][site + 1 :])
-            placements += _placements(begin, modules)
+            placements += _placements(begin, modules, packing)
             begin = end
         total = unpack(adapter, placements, arena)
         _check_unchanged(file, adapter)
@@ -127,7 +130,9 @@ def _check_unchanged(file: AdapterFile, adapter: OpenAdapter) -> None:
         )
 
 
-def _site(arena: Tensor, modules: Sequence[ModuleTensors], shape: ModelShape) -> SiteDelta:
+def _site(
+    arena: Tensor, modules: Sequence[ModuleTensors], packing: Packing, shape: ModelShape
+) -> SiteDelta:
     """One site's part of the arena as its modules' factors."""
     num_ranks, num_in = sum(module.rank for module in modules), modules[0].a.shape[1]
     stacked = arena[: num_ranks * num_in].view(num_ranks, num_in)
@@ -137,16 +142,21 @@ def _site(arena: Tensor, modules: Sequence[ModuleTensors], shape: ModelShape) ->
         end = begin + module.b.shape[0] * module.rank
         up = arena[begin:end].view(module.rank, -1)
         ranks = slice(rank, rank + module.rank)
-        parts.append(SitePart(columns=shape.columns(module.module), ranks=ranks, up=up))
+        columns = shape.columns(module.module)
+        scale = module.scale if packing.keeps else 1.0
+        parts.append(SitePart(columns=columns, ranks=ranks, up=up, scale=scale))
         rank, begin = ranks.stop, end
     return SiteDelta(down=stacked.t(), parts=tuple(parts))
 
 
-def _placements(begin: int, modules: Sequence[ModuleTensors]) -> Iterator[Placement]:
+def _placements(
+    begin: int, modules: Sequence[ModuleTensors], packing: Packing
+) -> Iterator[Placement]:
     """Where _site() looks for the factors of a site whose part of the arena begins there."""
     for module in modules:
         yield Placement(span=module.a, begin=begin)
         begin += module.rank * module.a.shape[1]
     for module in modules:
-        yield Placement(span=module.b, begin=begin, scale=module.scale, is_turned=True)
+        scale = 1.0 if packing.keeps else module.scale
+        yield Placement(span=module.b, begin=begin, scale=scale, is_turned=True)
         begin += module.b.shape[0] * module.rank

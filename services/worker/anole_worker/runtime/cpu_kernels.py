@@ -1,12 +1,13 @@
 """Loops over a few rows that torch does not do well on a CPU, compiled by numba, without the GIL.
 
-They read and write float32, or bfloat16 as its bits in uint16 (float16 is read as int16), and add
-up in float32. Each row is
-computed by itself and always in the same order, so what comes out does not depend on its company.
+They read and write float32, bfloat16 as its bits in uint16 and float16 as its bits in int16, and
+add up in float32. Each row is computed by itself and always in the same order, so what comes out
+does not depend on its company.
 The compiled code is kept beside this file, or in numba's own cache folder where that cannot be
 written.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,48 +17,72 @@ from numba.extending import intrinsic
 
 _INT16, _INT32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
 _HALF, _ROUNDING = 16, 0x7FFF
+FLOAT32, FLOAT16, BFLOAT16 = 4, 3, 2
+"""Types of numbers behind an address, as arguments name them."""
 _SQUARE = 32
 """Rows and columns that are transposed at a time."""
 
 
 @intrinsic
-def _pointer(_typing: Any, address: Any, like: Any) -> Any:
-    """An address as a pointer to elements of the array's type."""
-    result = types.CPointer(like.dtype)
+def _pointer(_typing: Any, address: Any, element: Any) -> Any:
+    """An address as a pointer to elements of that type."""
+    result = types.CPointer(element.dtype)
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(result))
 
-    return result(address, like), generate
+    return result(address, element), generate
+
+
+@intrinsic
+def _from_bits(_typing: Any, bits: Any) -> Any:
+    """The float32 whose bits are the lower half of an int64."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.trunc(arguments[0], _INT32), _FLOAT)
+
+    return types.float32(bits), generate
 
 
 @intrinsic
 def _wide(_typing: Any, element: Any) -> Any:
     """An element as float32."""
+    return types.float32(element), _widening(element, _from_float16)
 
+
+@intrinsic
+def _finite(_typing: Any, element: Any) -> Any:
+    """As _wide, but for infinities and what is no number, as which no adapter's weights pass."""
+    return types.float32(element), _widening(element, _from_finite_float16)
+
+
+def _widening(element: Any, from_float16: Callable[[Any, Any], Any]) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         if element == types.float32:
             return arguments[0]
         if element == types.int16:
-            return _from_float16(builder, arguments[0])
+            return from_float16(builder, arguments[0])
         bits = builder.shl(builder.zext(arguments[0], _INT32), ir.Constant(_INT32, _HALF))
         return builder.bitcast(bits, _FLOAT)
 
-    return types.float32(element), generate
+    return generate
+
+
+def _from_finite_float16(builder: Any, element: Any) -> Any:
+    """The exponent is moved by a product, which also makes subnormal numbers normal ones."""
+    bits = builder.shl(builder.sext(element, _INT32), ir.Constant(_INT32, 13))
+    # Between the sign and the exponent there are three copies of the sign.
+    bits = builder.and_(bits, ir.Constant(_INT32, ~0x70000000))
+    return builder.fmul(builder.bitcast(bits, _FLOAT), ir.Constant(_FLOAT, 2.0**112))
 
 
 def _from_float16(builder: Any, element: Any) -> Any:
-    """The exponent is moved by a product, which also makes subnormal numbers normal ones."""
-    bits = builder.sext(element, _INT32)
-    magnitude = builder.shl(
-        builder.and_(bits, ir.Constant(_INT32, 0x7FFF)), ir.Constant(_INT32, 13)
-    )
-    number = builder.fmul(builder.bitcast(magnitude, _FLOAT), ir.Constant(_FLOAT, 2.0**112))
-    is_number = builder.fcmp_ordered("<", number, ir.Constant(_FLOAT, 2.0**16))
+    int16 = element.type
+    magnitude = builder.and_(element, ir.Constant(int16, 0x7FFF))
+    is_number = builder.icmp_unsigned("<", magnitude, ir.Constant(int16, 0x7C00))
     exponent = builder.select(is_number, ir.Constant(_INT32, 0), ir.Constant(_INT32, 0x7F800000))
-    sign = builder.and_(bits, ir.Constant(_INT32, -(2**31)))
-    whole = builder.or_(builder.bitcast(number, _INT32), builder.or_(exponent, sign))
-    return builder.bitcast(whole, _FLOAT)
+    bits = builder.bitcast(_from_finite_float16(builder, element), _INT32)
+    return builder.bitcast(builder.or_(bits, exponent), _FLOAT)
 
 
 @intrinsic
@@ -68,6 +93,8 @@ def _narrow(_typing: Any, number: Any, like: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         if element == types.float32:
             return arguments[0]
+        if element == types.int16:
+            return _to_float16(builder, arguments[0])
         bits = builder.bitcast(arguments[0], _INT32)
         half = ir.Constant(_INT32, _HALF)
         is_odd = builder.and_(builder.lshr(bits, half), ir.Constant(_INT32, 1))
@@ -75,6 +102,29 @@ def _narrow(_typing: Any, number: Any, like: Any) -> Any:
         return builder.trunc(builder.lshr(rounded, half), _INT16)
 
     return element(number, like), generate
+
+
+def _to_float16(builder: Any, number: Any) -> Any:
+    """A sum with a half leaves a subnormal number's bits, rounded, in the last places."""
+
+    def constant(value: int) -> Any:
+        return ir.Constant(_INT32, value)
+
+    bits = builder.bitcast(number, _INT32)
+    magnitude = builder.and_(bits, constant(0x7FFFFFFF))
+    half = builder.fadd(builder.bitcast(magnitude, _FLOAT), ir.Constant(_FLOAT, 0.5))
+    tiny = builder.sub(builder.bitcast(half, _INT32), constant(0x3F000000))
+    is_odd = builder.and_(builder.lshr(magnitude, constant(13)), constant(1))
+    rounded = builder.add(builder.add(magnitude, is_odd), constant(0xFFF - (112 << 23)))
+    result = builder.lshr(rounded, constant(13))
+    is_tiny = builder.icmp_unsigned("<", magnitude, constant(0x38800000))
+    result = builder.select(is_tiny, tiny, result)
+    is_large = builder.icmp_unsigned(">=", magnitude, constant(0x47800000))
+    result = builder.select(is_large, constant(0x7C00), result)
+    is_no_number = builder.icmp_unsigned(">", magnitude, constant(0x7F800000))
+    result = builder.select(is_no_number, constant(0x7E00), result)
+    sign = builder.and_(builder.lshr(bits, constant(_HALF)), constant(0x8000))
+    return builder.trunc(builder.or_(result, sign), _INT16)
 
 
 _compiled = njit(nogil=True, fastmath={"contract", "reassoc", "nsz"}, cache=True)
@@ -124,29 +174,39 @@ def add_deltas(
         y: changed in place.
         x: the site's input.
         tiles: int64 [tiles, 3]: the address of an adapter's table, first token, number of tokens.
-        record: where in each table the site's record begins.
+        record: where in each table the site's record begins (see lora_table).
         columns: int64 [modules]: where each module's columns of y begin.
         sizes: int64 [modules]: how many they are.
         room: float32 [max(in, out) + sum of ranks], to work in.
     """
-    num_in = x.shape[1]
-    num_modules = len(columns)
     for tile in range(len(tiles)):
-        table = carray(_pointer(tiles[tile, 0], tiles), record + 8)
-        marks = table[record + 4 :]
-        num_ranks = marks[3]
-        if num_ranks == 0:
+        site = carray(_pointer(tiles[tile, 0], np.int64), record + 12)[record:]
+        if site[7] == 0:
             continue
-        down = carray(_pointer(table[record], x), (num_ranks, num_in))
         for token in range(tiles[tile, 1], tiles[tile, 1] + tiles[tile, 2]):
-            hidden = _shrink(x[token], down, room)
-            for module in range(num_modules):
-                begin, rank = marks[module], marks[module + 1] - marks[module]
-                if rank > 0:
-                    size = sizes[module]
-                    up = carray(_pointer(table[record + 1 + module], x), (rank, size))
-                    part = y[token, columns[module] : columns[module] + size]
-                    _expand(part, hidden[begin : begin + rank], up, room)
+            if site[8] == FLOAT32:
+                _add_delta(y[token], x[token], site, columns, sizes, room, np.float32)
+            elif site[8] == FLOAT16:
+                _add_delta(y[token], x[token], site, columns, sizes, room, np.int16)
+            else:
+                _add_delta(y[token], x[token], site, columns, sizes, room, np.uint16)
+
+
+@_compiled
+def _add_delta(
+    y: Any, x: Any, site: Any, columns: Any, sizes: Any, room: Any, element: Any
+) -> None:
+    """One adapter to one token; element: the type of the adapter's numbers."""
+    marks, scales = site[4:8], site[9:12]
+    down = carray(_pointer(site[0], element), (marks[3], len(x)))
+    hidden = _shrink(x, down, room)
+    for module in range(len(columns)):
+        begin, rank = marks[module], marks[module + 1] - marks[module]
+        if rank > 0:
+            size = sizes[module]
+            up = carray(_pointer(site[1 + module], element), (rank, size))
+            part = y[columns[module] : columns[module] + size]
+            _expand(part, hidden[begin : begin + rank], up, _from_bits(scales[module]), room)
 
 
 @_compiled
@@ -161,52 +221,52 @@ def _shrink(x: Any, down: Any, room: Any) -> Any:
         row = down[rank]
         total = np.float32(0)
         for index in range(num_in):
-            total += _wide(row[index]) * wide[index]
+            total += _finite(row[index]) * wide[index]
         hidden[rank] = total
     return hidden
 
 
 @_compiled
-def _expand(y: Any, hidden: Any, up: Any, room: Any) -> None:
-    """Add hidden [rank] times up [rank, out] to y, a row of the room being its sum."""
+def _expand(y: Any, hidden: Any, up: Any, scale: Any, room: Any) -> None:
+    """Add scale times hidden [rank] times up [rank, out] to y, a row of the room being its sum."""
     rank, size = up.shape
     total = room[:size]
     for index in range(size):
         total[index] = _wide(y[index])
     # One after the other: the processor fetches ahead along one row twice as fast as along four.
     for index in range(rank):
-        weight, row = hidden[index], up[index]
+        weight, row = hidden[index] * scale, up[index]
         for column in range(size):
-            total[column] += weight * _wide(row[column])
+            total[column] += weight * _finite(row[column])
     for index in range(size):
         y[index] = _narrow(total[index], y)
 
 
 @_compiled
-def unpack(target: Any, tensors: Any, scales: Any, shorts: Any, halves: Any) -> Any:
+def unpack(target: Any, tensors: Any, scales: Any) -> Any:
     """Bring tensors out of a file's bytes into their places; the sum of all numbers written.
 
     Args:
         target: [numbers], changed in place.
-        tensors: int64 [tensors, 6]: which of float32 (4), float16 (3) and bfloat16 (2) it is; the
-            address of its bytes; its rows and columns there; where its place in the target begins;
-            whether it is transposed on the way.
+        tensors: int64 [tensors, 6]: which of FLOAT32, FLOAT16 and BFLOAT16 it is; the address of
+            its bytes; its rows and columns there; where its place in the target begins; whether it
+            is transposed on the way.
         scales: float32 [tensors], what each number is multiplied with before it is rounded.
-        shorts: any uint16 array, for its type.
-        halves: any int16 array, for its type.
     """
     total = np.float32(0)
     for index in range(len(tensors)):
         kind, address, rows, columns, begin, is_turned = tensors[index]
         place = target[begin : begin + rows * columns]
         scale, size = scales[index], (rows, columns)
-        if kind == 4:  # noqa: PLR2004
-            floats = carray(_pointer(address, scales), size)
-            total += _unpack(place, floats, scale, is_turned)
-        elif kind == 3:  # noqa: PLR2004
-            total += _unpack(place, carray(_pointer(address, halves), size), scale, is_turned)
+        if kind == FLOAT32:
+            tensor = carray(_pointer(address, np.float32), size)
+            total += _unpack(place, tensor, scale, is_turned)
+        elif kind == FLOAT16:
+            halves = carray(_pointer(address, np.int16), size)
+            total += _unpack(place, halves, scale, is_turned)
         else:
-            total += _unpack(place, carray(_pointer(address, shorts), size), scale, is_turned)
+            shorts = carray(_pointer(address, np.uint16), size)
+            total += _unpack(place, shorts, scale, is_turned)
     return total
 
 

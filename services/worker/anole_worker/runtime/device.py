@@ -28,6 +28,7 @@ from anole_worker.runtime.cpu_batches import CpuBatches
 from anole_worker.runtime.grammar import GrammarRefused, Grammars
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.model_runner import ModelRunner
+from anole_worker.runtime.packing import packing_on
 from anole_worker.runtime.unpacking import warm_up
 from anole_worker.runtime.weights import ModelWeights, load_model, preferred_dtype
 from anole_worker.settings import MAX_NUM_WAITING, WorkerSettings
@@ -68,8 +69,7 @@ class Device:
         accelerator.take(target)
         auto = settings.dtype == "auto"
         self._dtype = preferred_dtype(target) if auto else getattr(torch, settings.dtype)
-        self.itemsize: int = self._dtype.itemsize
-        """Bytes of a number in memory."""
+        self._packing = packing_on(target, self._dtype)
         self.block_bytes = KvCache.bytes_per_token(shape, self._dtype) * settings.block_size
         if target.type == "cpu":
             self._check_memory_bytes(accelerator.memory_bytes(settings, None))
@@ -82,7 +82,7 @@ class Device:
         self.memory_bytes = self._parts.memory_bytes
         """What blocks and adapters share."""
         self._check_memory_bytes(self.memory_bytes)
-        warm_up(self._dtype)
+        warm_up(self._packing.dtypes)
         with suppress(GrammarRefused):  # it has been logged; all else can be served
             self._grammars.load()
         num_blocks = self.memory_bytes // self.block_bytes
@@ -108,7 +108,7 @@ class Device:
         return _Parts(
             runner=ModelRunner(weights, CpuBatches(weights, cache), self._grammars),
             give_back=cache.give_back,
-            adapters=RegionAdapters(self._regions, self._dtype),
+            adapters=RegionAdapters(self._regions, self._packing),
             memory_bytes=memory_bytes,
         )
 
@@ -131,7 +131,7 @@ class Device:
             give_back=gpu.blocks.give_back,
             adapters=TieredAdapters(
                 self._regions,
-                self._dtype,
+                self._packing,
                 HostTier(settings.host_bytes, policy),
                 Uploader(weights.shape, torch.cuda.default_stream(target)),
                 clock.now,
@@ -164,6 +164,10 @@ class Device:
     def check_memory(self) -> None:
         """Raises MemdUnavailable where a lease would not even be answered."""
         self._regions.check()
+
+    def adapter_bytes(self, file: AdapterFile) -> int:
+        """The memory that the adapter's weights will take."""
+        return self._packing.num_bytes(file)
 
     def load_adapter(self, adapter: Adapter, file: AdapterFile, headers: Mapping[str, str]) -> None:
         """Bring the adapter's weights onto the device.

@@ -25,12 +25,17 @@ class SitePart:
     ranks: slice
     """Of the site's stacked ranks."""
     up: Tensor
-    """[rank, out], the scale multiplied in."""
+    """[rank, out]."""
+    scale: float = 1.0
+    """What the product is multiplied with; 1 where it is multiplied into `up`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteDelta:
-    """What an adapter adds to one fused projection of one layer."""
+    """What an adapter adds to one fused projection of one layer.
+
+    Its numbers are of one type: the base model's, or one of 16 bits where that is float32.
+    """
 
     down: Tensor
     """[in, sum of ranks]: the As of the site's modules beside each other."""
@@ -73,6 +78,7 @@ class LoopDeltas:
             if delta is None:
                 continue
             rows = slice(tokens.begin, tokens.end)
-            hidden = torch.mm(x[rows], delta.down)
+            hidden = torch.mm(x[rows], delta.down.to(x.dtype))
             for part in delta.parts:
-                y[rows, part.columns].addmm_(hidden[:, part.ranks], part.up)
+                own, up = hidden[:, part.ranks], part.up.to(x.dtype)
+                y[rows, part.columns].addmm_(own, up, alpha=part.scale)

@@ -3,21 +3,29 @@
 A table is int64 [layers, SITES, RECORD]. A record is the address of the stacked As (a site's
 down, transposed), the addresses of up to three Bs, then four marks in the stacked ranks: where the
 first, second and third module's begin and where the last ends. A module that the adapter leaves
-alone has no ranks; a site of which it changes nothing is zeros.
+alone has no ranks; a site of which it changes nothing is zeros. Then, for the CPU's loops alone,
+which type the numbers are of, and the bits of each module's scale in float32.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from anole_worker.model_shape import SITES, ModelShape
+from anole_worker.runtime import cpu_kernels
 from anole_worker.runtime.lora import LayerDelta, SiteDelta
 
 MAX_MODULES = max(len(modules) for modules in SITES)
-RECORD = 1 + MAX_MODULES + (MAX_MODULES + 1)
+RECORD = 1 + MAX_MODULES + (MAX_MODULES + 1) + 1 + MAX_MODULES
 VECTOR = 16
 """Sizes that divide by it let a GPU move 16 bytes at a time, whatever the type."""
+_KINDS = {
+    torch.float32: cpu_kernels.FLOAT32,
+    torch.float16: cpu_kernels.FLOAT16,
+    torch.bfloat16: cpu_kernels.BFLOAT16,
+}
 
 
 def make_table(layers: Sequence[LayerDelta], shape: ModelShape) -> Tensor:
@@ -38,10 +46,13 @@ def _record(delta: SiteDelta | None, columns: Sequence[int]) -> list[int]:
     if delta is None:
         return [0] * RECORD
     parts = {part.columns.start: part for part in delta.parts}
-    addresses, marks = [delta.down.data_ptr()], [0]
+    addresses, marks, scales = [delta.down.data_ptr()], [0], []
     for column in columns:
         part = parts.get(column)
         addresses.append(0 if part is None else part.up.data_ptr())
         marks.append(marks[-1] if part is None else part.ranks.stop)
+        scales.append(0 if part is None else int(np.float32(part.scale).view(np.int32)))
     absent = MAX_MODULES - len(columns)
-    return [*addresses, *[0] * absent, *marks, *[marks[-1]] * absent]
+    nothing = [0] * absent
+    kind = _KINDS[delta.down.dtype]
+    return [*addresses, *nothing, *marks, *[marks[-1]] * absent, kind, *scales, *nothing]

@@ -17,6 +17,7 @@ from torch.nn import functional
 from anole_worker.runtime import cpu_kernels
 
 _PACKED = (torch.float32, torch.bfloat16)
+_BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 _MARGIN = 1.0
 """How far below the largest logits are computed again: several times what rounding moves them."""
 
@@ -73,9 +74,9 @@ class Head:
 
 
 def elements(tensor: Tensor) -> NDArray[np.generic]:
-    """A tensor on the CPU as the kernels take it: bfloat16 as its bits."""
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.uint16)
+    """A tensor on the CPU as the kernels take it: numbers of 16 bits as these."""
+    if tensor.dtype in _BITS:
+        tensor = tensor.view(_BITS[tensor.dtype])
     found: NDArray[np.generic] = tensor.numpy()
     return found
 

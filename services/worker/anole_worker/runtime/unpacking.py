@@ -4,8 +4,7 @@ Python's lock is what a load and a step would otherwise fight for: here a load r
 at a time and leaves the rest to compiled code, so that it holds the lock for microseconds.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +20,11 @@ from anole_worker.safetensors_header import ITEM_BYTES, TensorSpan
 
 _READ_BYTES = 4 * 1024 * 1024
 """Of a file at once, where its tensors are not larger."""
-_KINDS = {"F32": 4, "F16": 3, "BF16": 2}
-_COMPILED = (torch.float32, torch.bfloat16)
-"""What is written directly; other types in a second pass."""
-_SHORTS, _HALVES = np.empty(0, dtype=np.uint16), np.empty(0, dtype=np.int16)
+_KINDS = {
+    "F32": cpu_kernels.FLOAT32,
+    "F16": cpu_kernels.FLOAT16,
+    "BF16": cpu_kernels.BFLOAT16,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +48,6 @@ def unpack(adapter: OpenAdapter, placements: Sequence[Placement], arena: Tensor)
     Raises:
         AdapterRefused: the file ends before they do.
     """
-    if arena.dtype not in _COMPILED:
-        wide = torch.empty(arena.shape, dtype=torch.float32)
-        total = unpack(adapter, placements, wide)
-        return total if arena.copy_(wide).isfinite().all() else math.inf
     total = 0.0
     room = bytearray()
     target = elements(arena)
@@ -64,9 +60,10 @@ def unpack(adapter: OpenAdapter, placements: Sequence[Placement], arena: Tensor)
     return total
 
 
-def warm_up(dtype: torch.dtype) -> None:
+def warm_up(dtypes: Iterable[torch.dtype]) -> None:
     """Compile what unpack() runs, seconds where it has never been, before a stream could notice."""
-    _unpack((), np.empty(0, dtype=np.uint8), elements(torch.empty(0, dtype=dtype)))
+    for dtype in dtypes:
+        _unpack((), np.empty(0, dtype=np.uint8), elements(torch.empty(0, dtype=dtype)))
 
 
 def _parts(placements: Sequence[Placement]) -> Iterator[Sequence[Placement]]:
@@ -97,4 +94,4 @@ def _unpack(part: Sequence[Placement], source: NDArray[Any], target: NDArray[Any
             placement.is_turned,
         )
     scales = np.array([placement.scale for placement in part], dtype=np.float32)
-    return float(cpu_kernels.unpack(target, tensors, scales, _SHORTS, _HALVES))
+    return float(cpu_kernels.unpack(target, tensors, scales))
