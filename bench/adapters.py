@@ -2,8 +2,9 @@
 
 They lie in one folder, which a worker can serve: each size once, and many more names for the same
 bytes on disk (hard links), since what the weights say does not matter and each name gets memory of
-its own. B is not zero, as before a training, so that nothing could be skipped, and small, so that
-nothing overflows. The same seed makes the same files.
+its own. They are stored in bfloat16, as most are, or in what a kind asks for. B is not zero, as
+before a training, so that nothing could be skipped, and small, so that nothing overflows. The same
+seed makes the same files.
 """
 
 import itertools
@@ -38,11 +39,14 @@ class Kind:
     modules: str
     """attention or all."""
     rank: int
+    stored: str = "bfloat16"
+    """Its numbers' type in the file, as torch calls it."""
 
     @property
     def name(self) -> AdapterId:
         """Its folder's name."""
-        return AdapterId(f"{self.modules}-{self.rank}")
+        suffix = "" if self.stored == "bfloat16" else f"-{self.stored}"
+        return AdapterId(f"{self.modules}-{self.rank}{suffix}")
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -58,13 +62,10 @@ def mixed_name(index: int) -> AdapterId:
 
 
 def folder_of(plan: Plan) -> Path:
-    """The folder with all of them, written where it is not there."""
-    shape = model_shape.read(plan.model)
-    root = plan.work / f"adapters-{plan.model.name}"
-    for seed, kind in enumerate(KINDS):
-        if not (root / kind.name / _FILES[-1]).exists():
-            progress(f"    writing {root / kind.name}")
-            _write(root / kind.name, shape, kind, seed)
+    """The folder with all KINDS, written where it is not there."""
+    root = _root(plan)
+    for kind in KINDS:
+        _folder(plan, kind)
     for index, rank in zip(range(NUM_MIXED), itertools.cycle(MIXED_RANKS), strict=False):
         _link(root / Kind("all", rank).name, root / mixed_name(index))
     return root
@@ -72,12 +73,12 @@ def folder_of(plan: Plan) -> Path:
 
 def read(plan: Plan, kind: Kind) -> AdapterFile:
     """The adapter of this size, validated."""
-    return adapter_files.read(folder_of(plan) / kind.name, model_shape.read(plan.model))
+    return adapter_files.read(_folder(plan, kind), model_shape.read(plan.model))
 
 
-def read_mixed(plan: Plan) -> tuple[AdapterFile, ...]:
+def read_mixed(plan: Plan, stored: str = "bfloat16") -> tuple[AdapterFile, ...]:
     """One for each of MIXED_RANKS, of all linear modules."""
-    return tuple(read(plan, Kind("all", rank)) for rank in MIXED_RANKS)
+    return tuple(read(plan, Kind("all", rank, stored)) for rank in MIXED_RANKS)
 
 
 def read_trained(plan: Plan) -> tuple[AdapterFile, ...]:
@@ -86,8 +87,23 @@ def read_trained(plan: Plan) -> tuple[AdapterFile, ...]:
     return tuple(files)
 
 
+def _root(plan: Plan) -> Path:
+    return plan.work / f"adapters-{plan.model.name}"
+
+
+def _folder(plan: Plan, kind: Kind) -> Path:
+    """One adapter's folder, written where it is not there."""
+    folder = _root(plan) / kind.name
+    if not (folder / _FILES[-1]).exists():
+        progress(f"    writing {folder}")
+        seed = KINDS.index(Kind(kind.modules, kind.rank))
+        _write(folder, model_shape.read(plan.model), kind, seed)
+    return folder
+
+
 def _write(folder: Path, shape: ModelShape, kind: Kind, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, kind.stored)
     dims = shape.module_dims
     tensors = {}
     for layer, module in itertools.product(range(shape.num_layers), kind.targets):
@@ -95,8 +111,8 @@ def _write(folder: Path, shape: ModelShape, kind: Kind, seed: int) -> None:
         name = f"base_model.model.model.layers.{layer}.{MODULE_PATHS[module]}"
         a = torch.randn(kind.rank, inputs, generator=draw) * inputs**-0.5
         b = torch.randn(outputs, kind.rank, generator=draw) * _B_SCALE
-        tensors[f"{name}.lora_A.weight"] = a.bfloat16()
-        tensors[f"{name}.lora_B.weight"] = b.bfloat16()
+        tensors[f"{name}.lora_A.weight"] = a.to(dtype)
+        tensors[f"{name}.lora_B.weight"] = b.to(dtype)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -49,6 +49,9 @@ def measure(plan: Plan) -> list[Table]:
         held = [_held_of_kind(plan, rig, kind) for kind in KINDS]
         files = _mixed_files(plan, _QUICK_MIXED if plan.is_quick else NUM_MIXED)
         held.append(_held(rig, f"mixed, ranks 8 to {MIXED_RANKS[-1]}", files))
+        for stored in ("float16", "float32"):
+            name = f"all, ranks 8 to {MIXED_RANKS[-1]}, stored in {stored}"
+            held.append(_held(rig, name, adapters.read_mixed(plan, stored)))
         known = [
             adapter_of(file, f"adapter-{index}", rig.device.adapter_bytes(file))
             for index, file in enumerate(_mixed_files(plan, NUM_KNOWN))
@@ -241,7 +244,7 @@ def _held_table(rows: Sequence[Record], dtype: str) -> Table:
         ),
         rows=tuple(rows),
         note=(
-            "Weights: of the files. Leased: what memd "
+            "Weights: of the files, in bfloat16 where nothing else is said. Leased: what memd "
             "counts. Resident: by how much the worker's process grew, all that belongs to the "
             "adapters in Python included. Aim: under 1.02."
         ),

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from anole_worker.adapter_files import AdapterFile
 from anole_worker.core.adapter import Adapter
 from bench import adapters, limits
@@ -34,8 +36,11 @@ class AdapterSet:
     """The highest ratio that is fine, by the number of rows."""
 
 
-def sets(plan: Plan) -> list[AdapterSet]:
-    """All that are measured."""
+def sets(plan: Plan, dtype: torch.dtype) -> list[AdapterSet]:
+    """All that are measured with a base model of this type.
+
+    Stored in bfloat16, but for copies in types that only a float32 model tells apart.
+    """
     sixteen = adapters.read(plan, Kind("all", 16))
     found = [
         AdapterSet(
@@ -48,6 +53,14 @@ def sets(plan: Plan) -> list[AdapterSet]:
             name="all linear, ranks 8 to 128",
             files=adapters.read_mixed(plan),
             aim=lambda num_rows: 1.35 if num_rows == 16 else None,
+        ),
+        *(
+            AdapterSet(
+                name=f"all linear, ranks 8 to 128, stored in {stored}",
+                files=adapters.read_mixed(plan, stored),
+                aim=lambda num_rows: 1.35 if num_rows == 16 else None,
+            )
+            for stored in (("float16", "float32") if dtype == torch.float32 else ())
         ),
         AdapterSet(name="trained, of examples/", files=adapters.read_trained(plan)),
         AdapterSet(name="one for all rows, all linear, rank 16", files=(sixteen,), is_shared=True),
@@ -70,7 +83,8 @@ def measure(plan: Plan) -> list[Table]:
 
 
 def _against_base(plan: Plan, rig: Rig, rows: Sequence[int]) -> Iterator[Record]:
-    loaded = {one.name: _load(rig, one, max(rows)) for one in sets(plan)}
+    known = sets(plan, rig.dtype)
+    loaded = {one.name: _load(rig, one, max(rows)) for one in known}
     for num_rows in rows:
         progress(f"    {name_of(rig.dtype)}, {num_rows} rows")
         calls = {"base": _decode(rig, [None] * num_rows)}
@@ -78,7 +92,7 @@ def _against_base(plan: Plan, rig: Rig, rows: Sequence[int]) -> Iterator[Record]
             calls[name] = _decode(rig, found[:num_rows])
         times = in_turns(calls, plan.rounds, clock=clock(plan))
         base = times.pop("base")
-        for one in sets(plan):
+        for one in known:
             distinct = set(loaded[one.name][:num_rows])
             yield {
                 "dtype": name_of(rig.dtype),
@@ -125,7 +139,7 @@ def _floors(
 def _against_peft(plan: Plan, rig: Rig, rows: Sequence[int]) -> Iterator[Record]:
     """Both sides' base models and mixed batches in one round."""
     base = PeftBatch(plan.model, rig.shape, rig.dtype, plan.device)
-    for one in sets(plan)[:3:2]:
+    for one in sets(plan, rig.dtype)[:3:2]:
         mixed = PeftBatch(plan.model, rig.shape, rig.dtype, plan.device)
         loaded = _load(rig, one, max(rows))
         progress(f"    {name_of(rig.dtype)}: PEFT loads {max(rows)} adapters ({one.name})")

@@ -46,6 +46,13 @@ def test_ranks_come_by_turns_in_the_mix(plan: Plan) -> None:
     assert tuple(file.rank for file in adapters.read_mixed(plan)) == MIXED_RANKS
 
 
+def test_a_kind_is_stored_in_the_type_that_it_asks_for(plan: Plan) -> None:
+    found = {dtype: adapters.read_mixed(plan, dtype)[0] for dtype in ("float16", "float32")}
+    assert [file.stored for file in found.values()] == ["F16", "F32"]
+    assert adapters.read_mixed(plan)[0].stored == "BF16"
+    assert len({file.path for file in found.values()}) == 2
+
+
 def test_what_is_there_is_not_written_again(plan: Plan) -> None:
     def written() -> dict[Path, int]:
         root = adapters.folder_of(plan)
