@@ -165,7 +165,7 @@ def _row(kind: Kind, found: dict[str, float], peft_s: float | None) -> Record:
 def _table(rows: list[Record], dtype: str) -> Table:
     return Table(
         name="loads",
-        title=f"Loading an adapter (files in bfloat16, memory in {dtype})",
+        title=f"Loading an adapter (files in bfloat16, model in {dtype})",
         columns=(
             Column(key="modules", title="modules"),
             Column(key="rank", title="rank"),
