@@ -17,6 +17,16 @@ def test_a_projection_is_the_dense_product(num_rows: int, dtype: torch.dtype) ->
         torch.testing.assert_close(projection(x), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_row_and_two_get_what_they_get_among_four(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 576).to(dtype), torch.randn(960, 576).to(dtype)
+    projection = Projection(weight)
+    together = projection(x)
+    for num_rows in (1, 2):
+        assert torch.equal(projection(x[:num_rows]), together[:num_rows])
+
+
 def test_a_projection_does_not_depend_on_the_weight_that_it_was_made_of() -> None:
     weight = torch.ones(4, 4)
     projection = Projection(weight)
