@@ -44,6 +44,8 @@ _MOST_ADAPTERS = 12
 _PROMPTS, _QUICK_PROMPTS = (8, 16, 32, 48, 64, 96, 128, 192, 256), (16, 32, 64, 256)
 _PROMPT_RANKS = (None, 8, 32, 128)
 _LONG_PROMPT, _LONG_RANKS = 768, (None, 32)
+_MIXED_ROWS, _QUICK_MIXED_ROWS = (2, 4, 8, 16, 24), (4, 16)
+_MIXED_PROMPTS, _MIXED_CONTEXT = (16, 64, 160), 128
 _LOOP_PROMPT, _LOOP_TOKENS = 32, 24
 _LOADS, _QUICK_LOADS = 30, 10
 _MEMORY_BYTES = 2 * GiB
@@ -108,6 +110,7 @@ def _on_device(plan: Plan, rig: Rig) -> Iterator[Timed]:
     yield from _timed(plan, "decode", dict(_decodes(plan, rig, loaded)))
     by_rank = {one.rank: one for one in loaded}
     yield from _timed(plan, "prompt", dict(_prompts(plan, rig, by_rank)))
+    yield from _timed(plan, "both", dict(_both(plan, rig, loaded)))
 
 
 def _timed(plan: Plan, kind: str, steps: Steps) -> Iterator[Timed]:
@@ -150,6 +153,30 @@ def _prompts(
                     token_ranks=size * (rank or 0),
                 )
                 yield f"{row.start} {end} {rank}", (step, partial(rig.device.run, made))
+
+
+def _both(
+    plan: Plan, rig: Rig, loaded: Sequence[Adapter]
+) -> Iterator[tuple[str, tuple[Step, Call]]]:
+    """Decodes, of which half have adapters, and a prompt in one step."""
+    for rows in _QUICK_MIXED_ROWS if plan.is_quick else _MIXED_ROWS:
+        for size in _MIXED_PROMPTS:
+            for adapter in (None, loaded[(rows + size) % len(loaded)]):
+                own = loaded[: rows // 2]
+                rank = adapter.rank if adapter else 0
+                step = Step(
+                    rows=rows,
+                    context=rows * _MIXED_CONTEXT,
+                    ranks=sum(one.rank for one in own),
+                    prompts=1,
+                    prompt_tokens=size,
+                    squares=size * size,
+                    lora_tokens=size if rank else 0,
+                    token_ranks=size * rank,
+                )
+                decodes = [*own, *[None] * (rows - len(own))]
+                made = rig.mixed(decodes, _MIXED_CONTEXT, adapter, size)
+                yield f"{rows} {size} {rank}", (step, partial(rig.device.run, made))
 
 
 # Through the worker's loop.
@@ -249,6 +276,6 @@ def _errors_table(rows: Sequence[Record]) -> Table:
             Column(key="mean", title="mean, with its sign", form="+.1%"),
         ),
         rows=tuple(rows),
-        note="decode, prompt: a step on the device alone, CPU time. loop: a decode step of the "
-        "worker, load: an adapter into the worker, both wall time through its loop.",
+        note="decode, prompt, both together: a step on the device alone, CPU time. loop: a decode "
+        "step of the worker, load: an adapter into the worker, wall time through its loop.",
     )

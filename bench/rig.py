@@ -119,6 +119,15 @@ class Rig:
                 begin, left = begin + size, left - size
         return [_step(rows) for rows in steps]
 
+    def mixed(
+        self, adapters: Sequence[Adapter | None], context: int, adapter: Adapter | None, size: int
+    ) -> Step:
+        """decode()'s rows, and a prompt of so many tokens that runs with them."""
+        decodes = self.decode(adapters, context).rows
+        taken = len(adapters) * div_ceil(context, self._block_size)
+        index = div_ceil(taken, div_ceil(size, self._block_size))
+        return _step([*decodes, self._row(index, adapter, 0, size, size)])
+
     def _row(
         self, index: int, adapter: Adapter | None, start: int, size: int, num_tokens: int
     ) -> Row:
