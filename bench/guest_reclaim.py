@@ -129,7 +129,8 @@ class Run:
             measured = neighbours(guest, reclaimer, NEIGHBOUR_COUNT, NEIGHBOUR_TIMES)
             async for one in measured:
                 progress(
-                    f"    {one.slowdown:+.0%} slower, noise {one.noise:.0%}, {one.lost_ms:.0f} of "
+                    f"    {one.slowdown:+.0%} slower, {one.computing:+.0%} when the other "
+                    f"computes, noise {one.noise:.0%}, {one.lost_ms:.0f} of "
                     f"{one.ms:.0f} ms lost"
                 )
                 self.neighbours.append({"way": way.name, "lost_ms": one.lost_ms} | asdict(one))

@@ -26,6 +26,7 @@ _SPARE_BYTES = 8 * MiB
 _CHUNK_MIB = 16
 _NEIGHBOUR_MIB, _NEIGHBOUR_CPU = 64, 1
 _BEFORE_S = 0.5
+_COMPUTES = "taskset 1 timeout 1 sh -c 'while :; do :; done'"
 _STALLED_S = 60.0
 _LIMIT_S = 180.0
 _CALL_S = 60.0
@@ -146,6 +147,9 @@ class Beside:
     """By what share it was slower meanwhile."""
     noise: float
     """By what share its speed changed between two half seconds before, when nothing was done."""
+    computing: float
+    """By what share it was slower while the other processor only computed: what a busy processor
+    costs the other one on this machine, whatever it does."""
 
     @property
     def lost_ms(self) -> float:
@@ -209,6 +213,8 @@ async def neighbours(guest: Guest, way: Reclaimer, count: int, times: int) -> As
         earliest = await _Moment.now(guest)
         await asyncio.sleep(_BEFORE_S)
         earlier = await _Moment.now(guest)
+        await guest.shell(_COMPUTES)
+        computed = await _Moment.now(guest)
         await asyncio.sleep(_BEFORE_S)
         first, began = await _Moment.now(guest), time.perf_counter()
         await way.give_back(ended)
@@ -216,8 +222,9 @@ async def neighbours(guest: Guest, way: Reclaimer, count: int, times: int) -> As
         during = first.rate_until(await _Moment.now(guest))
         yield Beside(
             ms=ms,
-            slowdown=1 - during / earliest.rate_until(first),
-            noise=abs(1 - earlier.rate_until(first) / earliest.rate_until(earlier)),
+            slowdown=1 - during / computed.rate_until(first),
+            noise=abs(1 - computed.rate_until(first) / earliest.rate_until(earlier)),
+            computing=1 - earlier.rate_until(computed) / earliest.rate_until(earlier),
         )
         await instances.end(list(instances.alive))
 

@@ -86,6 +86,7 @@ def _neighbours(samples: Sequence[Sample]) -> Table:
                 "most": max(slowdowns),
                 "ms": statistics.median(one["ms"] for one in mine),
                 "lost_ms": statistics.median(one["lost_ms"] for one in mine),
+                "computing": statistics.median(one["computing"] for one in mine),
                 "noise": statistics.median(one["noise"] for one in mine),
                 "times": len(mine),
             }
@@ -97,13 +98,15 @@ def _neighbours(samples: Sequence[Sample]) -> Table:
             Column(key="way", title="way"),
             Column(key="slowdown", title="slower, median", form=".0%"),
             Column(key="most", title="most", form=".0%"),
+            Column(key="computing", title="slower when only computing", form=".0%"),
             Column(key="noise", title="noise", form=".0%"),
             Column(key="ms", title="for ms", form=".0f"),
             Column(key="lost_ms", title="its work lost ms", form=".0f"),
             Column(key="times", title="times", form="d"),
         ),
         rows=tuple(rows),
-        note="It writes to its own memory all the time; by its speed against the second before. "
+        note="It writes to its own memory all the time; by its speed against half a second before. "
+        "When only computing: while the other processor does nothing but that, for comparison. "
         "Noise: by what share that speed changes between two half seconds when nothing is done. "
         "The paper's Squeezy has no effect on a neighbour that virtio-mem slows more than twofold.",
     )

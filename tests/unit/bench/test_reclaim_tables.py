@@ -51,7 +51,14 @@ def test_occupancies_and_neighbours_have_tables_of_their_own() -> None:
         sample(way, 1, ms, occupancy=0.88) for way, ms in (("stock", 900.0), ("segregated", 90.0))
     ]
     neighbours = [
-        {"way": way, "slowdown": slowdown, "noise": 0.02, "ms": 100.0, "lost_ms": 1.0}
+        {
+            "way": way,
+            "slowdown": slowdown,
+            "noise": 0.02,
+            "computing": 0.0,
+            "ms": 100.0,
+            "lost_ms": 1.0,
+        }
         for way, slowdown in (("stock", 0.5), ("stock", 0.7), ("segregated", 0.01))
     ]
     sizes, occupancy, beside = tables(samples, neighbours)
