@@ -27,6 +27,7 @@ from anole_worker.core.pace import FixedPace, LearntPace, Pace
 from anole_worker.core.prefetch import ArrivalHistogram
 from anole_worker.core.residency import AdapterCache
 from anole_worker.core.step_budget import StepBudget
+from anole_worker.garbage import loaded_set_aside
 from anole_worker.inbox import Inbox
 from anole_worker.leases import RegionClient
 from anole_worker.loader import Loader
@@ -92,7 +93,8 @@ class WorkerService:
             )
             await run_in(threads.files, catalog.scan)
             parts = self._parts(device, catalog, threads)
-            await self._serve(parts, ready=ready, stop=stop)
+            with loaded_set_aside():
+                await self._serve(parts, ready=ready, stop=stop)
         finally:
             await run_in(threads.loader, lambda: None)
             await run_in(threads.engine, device.close)

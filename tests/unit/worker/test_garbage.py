@@ -1,0 +1,24 @@
+"""What Python's search for garbage leaves out."""
+
+import gc
+import weakref
+
+from anole_worker.garbage import loaded_set_aside
+
+
+class Knot:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_was_there_is_left_out_while_a_worker_serves() -> None:
+    with loaded_set_aside():
+        assert gc.get_freeze_count() > 1000
+    assert gc.get_freeze_count() == 0
+
+
+def test_garbage_of_later_is_found_as_before() -> None:
+    with loaded_set_aside():
+        knot = weakref.ref(Knot())
+        gc.collect()
+        assert knot() is None
