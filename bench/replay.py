@@ -17,6 +17,7 @@ from anole_sim.profile_file import Fitted
 from anole_sim.simulate import Case, run
 from anole_sim.systems import System
 from anole_sim.workload import Ask, Workload
+from anole_worker.core.step_budget import PASSING_ON_CPU
 from bench import adapters
 from bench.adapters import MIXED_RANKS, mixed_name
 from bench.load_client import Job
@@ -34,7 +35,7 @@ _BASE_SHARE = 0.2
 """Of requests without an adapter."""
 _UNCOUNTED = 0.1
 """Of the requests, the first: the worker warms up, and learns what steps cost."""
-_LONGEST_S, _ALONE_SHARE = 0.3, 0.25
+_LONGEST_S, _ALONE_SHARE = 0.45, 0.4
 """As the worker ships."""
 _FIRST_TOKEN, _NUM_TOKENS = 100, 40_000
 
@@ -48,6 +49,7 @@ WORKER = System(
     pace="shared",
     longest_s=_LONGEST_S,
     alone_share=_ALONE_SHARE,
+    passing=PASSING_ON_CPU,
     token_budget=TOKEN_BUDGET,
 )
 

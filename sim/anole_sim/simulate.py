@@ -148,6 +148,7 @@ def _pace(system: System) -> Pace:
     budget = StepBudget(
         longest_s=system.longest_s,
         alone_share=system.alone_share,
+        passing=system.passing,
         max_tokens=system.token_budget,
     )
     return Shared(budget, token_budget=system.token_budget)

@@ -35,9 +35,11 @@ class System:
     predictor: str = "perfect"
     pace: str = "fixed"
     """How prompts are cut where the engine cuts them: fixed, or shared (the worker's budget)."""
-    longest_s: float = 0.3
-    """Of the step budget: what a step may take, twice the promised gap between tokens."""
-    alone_share: float = 0.25
+    longest_s: float = 0.45
+    """Of the step budget: what a step may take, three times the promised gap between tokens."""
+    alone_share: float = 0.4
+    passing: float = 0.0
+    """For so many times what a prompt takes others may go first; as a worker on a GPU has it."""
     token_budget: int = 8192
     """A step's most tokens, decodes included."""
 

@@ -26,7 +26,7 @@ from anole_worker.core.memory import Memory
 from anole_worker.core.pace import FixedPace, LearntPace, Pace
 from anole_worker.core.prefetch import ArrivalHistogram
 from anole_worker.core.residency import AdapterCache
-from anole_worker.core.step_budget import StepBudget
+from anole_worker.core.step_budget import PASSING_ON_CPU, StepBudget
 from anole_worker.garbage import loaded_set_aside
 from anole_worker.inbox import Inbox
 from anole_worker.leases import RegionClient
@@ -100,7 +100,7 @@ class WorkerService:
             await run_in(threads.engine, device.close)
 
     def _parts(self, device: "Device", catalog: Catalog, threads: "_Threads") -> "_Parts":
-        engine = self._engine(device.block_bytes, device.memory_bytes)
+        engine = self._engine(device.block_bytes, device.memory_bytes, is_on_cpu=device.is_on_cpu)
         outbox = Outbox(self._resources.bus)
         loader = Loader(
             worker_id=self.worker_id,
@@ -187,7 +187,7 @@ class WorkerService:
         clock = self._resources.clock
         return Device(self._model_dir, self._shape, self._settings, regions, clock)
 
-    def _engine(self, block_bytes: int, memory_bytes: int) -> Engine:
+    def _engine(self, block_bytes: int, memory_bytes: int, *, is_on_cpu: bool) -> Engine:
         settings = self._settings
         limits = EngineLimits(
             max_num_seqs=settings.max_num_seqs,
@@ -203,15 +203,21 @@ class WorkerService:
         memory = Memory(memory_bytes, block_bytes, blocks, AdapterCache(policy))
         predictor = ArrivalHistogram(_MAX_PREDICTED) if settings.predictive_prefetch else None
         eos = frozenset(self._shape.eos_token_ids)
-        return Engine(limits, memory, eos, predictor, self._pace(limits.token_budget))
+        return Engine(
+            limits, memory, eos, predictor, self._pace(limits.token_budget, is_on_cpu=is_on_cpu)
+        )
 
-    def _pace(self, token_budget: int) -> Pace:
+    def _pace(self, token_budget: int, *, is_on_cpu: bool) -> Pace:
         settings = self._settings
         if settings.pace == "fixed":
             return FixedPace(token_budget)
+        passing = settings.prompt_passing
+        if passing is None:
+            passing = PASSING_ON_CPU if is_on_cpu else 0.0
         budget = StepBudget(
             longest_s=settings.longest_step_s,
             alone_share=settings.alone_share,
+            passing=passing,
             min_tokens=min(_LEAST_CHUNK, token_budget),
             max_tokens=token_budget,
         )

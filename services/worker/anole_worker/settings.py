@@ -48,19 +48,27 @@ class WorkerSettings(Settings):
     pace: Literal["learnt", "fixed"] = Field(
         default="learnt",
         description="How prompts and running streams share steps. learnt: a step takes as many "
-        "prompt tokens as keep it under longest_step_s, by what steps have taken so far, and "
-        "short prompts pass long ones for a while. fixed: the whole token_budget in each step, in "
+        "prompt tokens as keep it under longest_step_s, by what steps have taken so far "
+        "(see prompt_passing for their order). fixed: the whole token_budget in each step, in "
         "order of arrival.",
     )
     longest_step_s: float = Field(
-        default=0.3,
+        default=0.45,
         gt=0,
         le=60,
         description="What a step may take where prompts and streams share it: longer is faster to "
         "the first token, shorter is smoother for streams.",
     )
+    prompt_passing: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="For so many times what a prompt takes others that came later may go first, so "
+        "that short ones pass long ones. 0: in order of arrival. Unset: 3 on a processor, where a "
+        "prompt takes seconds; 0 on a GPU, where it is the longest that wait then.",
+    )
     alone_share: float = Field(
-        default=0.25,
+        default=0.4,
         ge=0,
         le=1,
         description="The largest of prompt steps, as a share of all, run without the streams if "

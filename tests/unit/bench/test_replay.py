@@ -5,6 +5,7 @@ import pytest
 from anole_sim.metrics import Life
 from anole_sim.profile import A40_7B, PCIE
 from anole_sim.profile_file import Fitted
+from anole_worker.core.step_budget import PASSING_ON_CPU
 from anole_worker.settings import WorkerSettings
 from bench import replay
 
@@ -39,6 +40,8 @@ def test_the_workers_settings_are_those_that_ship() -> None:
     shipped = WorkerSettings()
     assert replay.WORKER.longest_s == shipped.longest_step_s
     assert replay.WORKER.alone_share == shipped.alone_share
+    assert replay.WORKER.passing == PASSING_ON_CPU
+    assert shipped.prompt_passing is None
     assert replay.WORKER.token_budget == shipped.token_budget
     assert replay.WORKER.engine.max_loads == shipped.max_loads
     assert replay.WORKER.eviction == shipped.eviction

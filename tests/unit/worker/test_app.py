@@ -18,6 +18,7 @@ from anole_shared.store_memory import MemoryStore
 from anole_shared.telemetry import Telemetry
 from anole_worker.app import WorkerService
 from anole_worker.settings import WorkerSettings
+from tests.unit.worker.engines import make_sequence
 from tests.unit.worker.peft_folders import SHAPE
 
 CONFIG = {
@@ -40,6 +41,7 @@ class StandIn:
 
     block_bytes = 2**20
     memory_bytes = 2**30
+    is_on_cpu = True
 
     def __init__(self, *_: object) -> None:
         """Takes what a device takes."""
@@ -97,7 +99,7 @@ async def test_torch_is_imported_beside_the_event_loop(
 
 
 def test_keys_and_values_and_adapters_share_one_budget(tmp_path: Path) -> None:
-    engine = make_service(tmp_path)._engine(block_bytes=300, memory_bytes=10_000)
+    engine = make_service(tmp_path)._engine(block_bytes=300, memory_bytes=10_000, is_on_cpu=True)
     assert engine.memory.budget_bytes == 10_000
     assert engine.memory.blocks.num_blocks == 33
     assert engine.memory.used_bytes == 0
@@ -105,5 +107,23 @@ def test_keys_and_values_and_adapters_share_one_budget(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["chameleon", "fairshare", "lru", "gdsf"])
 def test_every_eviction_policy_can_be_chosen(tmp_path: Path, name: str) -> None:
-    engine = make_service(tmp_path, eviction=name)._engine(block_bytes=2**20, memory_bytes=2**30)
+    engine = make_service(tmp_path, eviction=name)._engine(
+        block_bytes=2**20, memory_bytes=2**30, is_on_cpu=True
+    )
     assert engine.memory.adapters.used_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "is_on_cpu", "first"),
+    [(None, True, "short"), (None, False, "long"), (0.0, True, "long"), (9.0, False, "short")],
+)
+def test_short_prompts_pass_long_ones_on_a_processor_or_where_it_is_set(
+    tmp_path: Path, given: float | None, first: str, *, is_on_cpu: bool
+) -> None:
+    settings = {} if given is None else {"prompt_passing": given}
+    pace = make_service(tmp_path, **settings)._pace(256, is_on_cpu=is_on_cpu)
+    for _ in range(9):
+        pace.learn(prompt_tokens=100, rows=0, seconds=1.0)
+    long = make_sequence("long", prompt=200, arrived_s=0.0)
+    short = make_sequence("short", prompt=20, arrived_s=1.0)
+    assert min((long, short), key=pace.key).request_id == first

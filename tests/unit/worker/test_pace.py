@@ -8,7 +8,9 @@ STEP_S, TOKEN_S, ROW_S = 0.05, 0.002, 0.001
 
 
 def make_pace(*, alone_share: float = 0.0) -> LearntPace:
-    budget = StepBudget(longest_s=0.1, alone_share=alone_share, min_tokens=4, max_tokens=64)
+    budget = StepBudget(
+        longest_s=0.1, alone_share=alone_share, passing=3.0, min_tokens=4, max_tokens=64
+    )
     pace = LearntPace(budget, token_budget=64)
     for index in range(40):
         tokens, rows = index % 7 * 4, index % 5

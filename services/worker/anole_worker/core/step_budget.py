@@ -18,10 +18,10 @@ from dataclasses import dataclass
 _FADES = 0.98
 """Of what was known of prompts stays with each step that has some: about the last 50 count."""
 _ENOUGH_STEPS = 4
-_PASSED = 3.0
-"""For so many times what a prompt takes others that came later may go first. With 1 instead, short
-prompts beside long ones waited four times as long on a processor; with 5 the 99th percentile of
-simulated first tokens was up to 8 % later, being that of the longest prompts."""
+PASSING_ON_CPU = 3.0
+"""What a worker on a processor lets be passed, where a prompt takes seconds: in order of arrival
+short prompts beside long ones waited four times as long. On a GPU the longest prompts, which are
+the 99th percentile of first tokens, would be up to a tenth later, and short ones hardly earlier."""
 _SHORTEST_S = 1e-5
 _LEAST_SHARE = 0.1
 """Of a step with both, that its prompts are taken to have cost at least."""
@@ -107,14 +107,20 @@ class StepBudget:
         self,
         *,
         longest_s: float,
-        alone_share: float = 0.25,
+        alone_share: float = 0.4,
+        passing: float = 0.0,
         min_tokens: int = 32,
         max_tokens: int = 8192,
     ) -> None:
-        """min_tokens, max_tokens: of a step's prompt chunks, however long that takes."""
+        """Know nothing of what steps cost.
+
+        passing: for so many times what a prompt takes others that came later may go first.
+        min_tokens, max_tokens: of a step's prompt chunks, however long that takes.
+        """
         self.seconds = StepSeconds()
         self._longest_s = longest_s
         self._alone_share = alone_share
+        self._passing = passing
         self._min_tokens = min_tokens
         self._max_tokens = max_tokens
         self._large_tokens = _FIRST_LARGE_TOKENS
@@ -145,7 +151,7 @@ class StepBudget:
         It depends on when the prompt came: nobody is passed for ever.
         """
         token_s = self.seconds.token_s if self.seconds.is_known else 0.0
-        return arrived_s + _PASSED * token_s * prompt_tokens
+        return arrived_s + self._passing * token_s * prompt_tokens
 
     def share(self, *, rows: int, backlog: int) -> StepShare:
         """The next step's; rows: sequences that decode; backlog: prompt tokens that wait."""

@@ -67,6 +67,7 @@ class Device:
         torch.set_num_threads(settings.num_threads)
         target = accelerator.choose(settings.device)
         accelerator.take(target)
+        self.is_on_cpu = target.type == "cpu"
         auto = settings.dtype == "auto"
         self._dtype = preferred_dtype(target) if auto else getattr(torch, settings.dtype)
         self._packing = packing_on(target, self._dtype)
