@@ -6,14 +6,12 @@ NUMA backend runs in the guest, on the guest's own kernel.
 
 import asyncio
 import json
-import os
 import shlex
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -28,6 +26,7 @@ from bench.guest.guest import Guest, Image, image, running
 from bench.guest.initramfs import Files
 from bench.guest.machine import Machine
 from bench.guest.packages import GuestUnavailable
+from tests.memds import memd_at
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
@@ -60,31 +59,16 @@ async def booted(machine: Machine, more: Files | None = None) -> AsyncIterator[G
         yield guest
 
 
-@contextmanager
-def memd_beside(guest: Guest, socket: Path) -> Iterator[subprocess.Popen[str]]:
+def memd_beside(guest: Guest, socket: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     """memd for this guest, once it is ready."""
-    environment = os.environ | {
-        "ANOLE_MEMD_SOCKET": str(socket),
-        "ANOLE_MEMD_BACKEND": "virtio-mem",
-        "ANOLE_MEMD_HYPERVISOR_SOCKETS": str(guest.monitor_socket),
-        "ANOLE_MEMD_GUEST_AGENT_SOCKET": str(guest.agent_socket),
-        "ANOLE_MEMD_FLOOR_BYTES": "0",
-        "ANOLE_MEMD_BUDGET_BYTES": str(2**40),
-    }
-    command = [sys.executable, "-m", "anole_cli", "memd"]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as memd:
-        assert memd.stderr is not None
-        said = []
-        while "is ready" not in (line := memd.stderr.readline()):
-            said.append(line)
-            assert line, f"memd did not start: {said}"
-        drain = threading.Thread(target=memd.stderr.read, daemon=True)
-        drain.start()
-        try:
-            yield memd
-        finally:
-            memd.kill()
-            drain.join()
+    return memd_at(
+        socket,
+        ANOLE_MEMD_BACKEND="virtio-mem",
+        ANOLE_MEMD_HYPERVISOR_SOCKETS=str(guest.monitor_socket),
+        ANOLE_MEMD_GUEST_AGENT_SOCKET=str(guest.agent_socket),
+        ANOLE_MEMD_FLOOR_BYTES="0",
+        ANOLE_MEMD_BUDGET_BYTES=str(2**40),
+    )
 
 
 @contextmanager

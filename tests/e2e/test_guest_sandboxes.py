@@ -72,7 +72,7 @@ asyncio.run(main())
 
 
 def guest_image(test: str) -> Image:
-    sources = [ROOT / test, ROOT / "pyproject.toml"]
+    sources = [ROOT / name for name in (test, "tests/memds.py", "pyproject.toml")]
     kept: Files = {
         python.inside(source): (stat.S_IFREG | 0o644, source.read_bytes()) for source in sources
     }

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import pytest
 from anole_memd.client import MemdClient
 from anole_memd.errors import MemdRefused, MemdUnavailable
 from anole_shared.units import HUGE_PAGE_BYTES
+from tests.memds import memd_at
 
 BUDGET_BYTES = 16 * HUGE_PAGE_BYTES
 
@@ -55,27 +56,8 @@ def started(*command: str) -> Iterator[subprocess.Popen[str]]:
             child.kill()
 
 
-@contextmanager
-def memd_at(path: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    environment = {**os.environ, "ANOLE_MEMD_SOCKET": str(path), **variables}
-    environment.setdefault("ANOLE_MEMD_BUDGET_BYTES", str(BUDGET_BYTES))
-    child = subprocess.Popen(
-        [sys.executable, "-m", "anole_cli", "memd"],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with child:
-        assert child.stderr is not None
-        while "is ready" not in (line := child.stderr.readline()):
-            assert line, "memd did not start"
-        drain = threading.Thread(target=child.stderr.read, daemon=True)
-        drain.start()
-        try:
-            yield child
-        finally:
-            child.kill()
-            drain.join()
+def small_memd(path: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    return memd_at(path, ANOLE_MEMD_BUDGET_BYTES=str(BUDGET_BYTES))
 
 
 @contextmanager
@@ -107,13 +89,13 @@ def sizes(memd: MemdClient) -> tuple[int, int, int]:
 
 
 def test_a_killed_memd_finds_living_and_dead_holders_again(path: Path) -> None:
-    with memd_at(path) as first, holder(path, 3) as (alive, _), holder(path, 2) as (doomed, _):
+    with small_memd(path) as first, holder(path, 3) as (alive, _), holder(path, 2) as (doomed, _):
         with MemdClient(path) as memd:
             before = {r.lease_id: r.pid for r in memd.regions()}
         assert sorted(filter(None, before.values())) == sorted([alive.pid] * 3 + [doomed.pid] * 2)
         killed(first)
         killed(doomed)
-        with memd_at(path), MemdClient(path) as memd:
+        with small_memd(path), MemdClient(path) as memd:
             assert sizes(memd) == (3 * HUGE_PAGE_BYTES, 3, 0)
             found = {r.lease_id: r.pid for r in memd.regions()}
             assert found == {i: pid for i, pid in before.items() if pid == alive.pid}
@@ -136,14 +118,14 @@ def test_killed_in_the_middle_of_many_leases_all_that_was_granted_is_known(path:
                 assert descriptor is not None
                 held[lease.lease_id] = descriptor
 
-    with memd_at(path) as first:
+    with small_memd(path) as first:
         thread = threading.Thread(target=lease_until_memd_is_gone)
         thread.start()
         while len(held) < 40:
             assert thread.is_alive()
         killed(first)
         thread.join()
-    with memd_at(path), MemdClient(path) as memd:
+    with small_memd(path), MemdClient(path) as memd:
         known = {region.lease_id for region in memd.regions()}
     for descriptor in held.values():
         os.close(descriptor)
@@ -152,7 +134,7 @@ def test_killed_in_the_middle_of_many_leases_all_that_was_granted_is_known(path:
 
 
 def test_a_mapping_that_a_child_keeps_is_named_and_given_back_when_it_ends(path: Path) -> None:
-    with memd_at(path), holder(path, 1, "leak") as (parent, child_pid):
+    with small_memd(path), holder(path, 1, "leak") as (parent, child_pid):
         killed(parent)
         with MemdClient(path) as memd:
             with MemdClient(path) as watcher:
@@ -172,7 +154,7 @@ def test_a_mapping_that_a_child_keeps_is_named_and_given_back_when_it_ends(path:
 
 
 def test_a_leaked_region_can_be_taken_by_force(path: Path) -> None:
-    with memd_at(path), holder(path, 1, "leak") as (parent, child_pid):
+    with small_memd(path), holder(path, 1, "leak") as (parent, child_pid):
         killed(parent)
         with MemdClient(path) as memd:
             with MemdClient(path) as watcher:
@@ -198,7 +180,7 @@ def test_two_holders_that_race_never_have_more_than_the_budget(path: Path) -> No
                 except MemdRefused as refusal:
                     refused.append(str(refusal))
 
-    with memd_at(path):
+    with small_memd(path):
         racers = [threading.Thread(target=race) for _ in range(2)]
         for racer in racers:
             racer.start()
@@ -223,7 +205,7 @@ def test_who_waits_for_room_is_served_in_order_or_refused_in_time(path: Path) ->
             os.close(descriptor)
             memd.release(lease.lease_id)
 
-    with memd_at(path), MemdClient(path) as memd:
+    with small_memd(path), MemdClient(path) as memd:
         lease, descriptor = memd.lease(BUDGET_BYTES, label="first", purpose="w")
         with pytest.raises(MemdRefused, match=r"waited 0\.2 s"):
             memd.lease(1, label="w", purpose="w", wait_s=0.2)
@@ -258,7 +240,7 @@ def test_the_command_line_reports_and_mends(path: Path) -> None:
             text=True,
         )
 
-    with memd_at(path), holder(path, 1) as (child, _):
+    with small_memd(path), holder(path, 1) as (child, _):
         listed = anole("list")
         assert f"leased {HUGE_PAGE_BYTES} bytes; 1 leases" in listed.stdout
         row = listed.stdout.splitlines()[1]
@@ -283,7 +265,7 @@ def test_a_leased_command_finds_its_region_and_holds_the_lease(path: Path) -> No
         "print(json.dumps([os.fstat(d).st_size, os.getpid()]), flush=True); sys.stdin.read()"
     )
     command = ["-m", "anole_cli", "memd", "lease", "--memd-socket", str(path), "4MiB"]
-    with memd_at(path), MemdClient(path) as memd:
+    with small_memd(path), MemdClient(path) as memd:
         with started(sys.executable, *command, "--", sys.executable, "-c", script) as child:
             assert child.stdout is not None
             size, pid = json.loads(child.stdout.readline())
@@ -296,7 +278,7 @@ def test_a_leased_command_finds_its_region_and_holds_the_lease(path: Path) -> No
 
 
 def test_a_mapping_survives_memd_and_is_released_by_name_on_the_next(path: Path) -> None:
-    with memd_at(path) as first:
+    with small_memd(path) as first:
         with MemdClient(path) as memd:
             lease, descriptor = memd.lease(HUGE_PAGE_BYTES, label="w", purpose="w")
         assert descriptor is not None
@@ -304,7 +286,7 @@ def test_a_mapping_survives_memd_and_is_released_by_name_on_the_next(path: Path)
         os.close(descriptor)
         mapping[:5] = b"anole"
         killed(first)
-        with memd_at(path), MemdClient(path) as memd:
+        with small_memd(path), MemdClient(path) as memd:
             assert sizes(memd) == (HUGE_PAGE_BYTES, 1, 0)
             assert mapping[:5] == b"anole"
             mapping.close()
@@ -327,7 +309,7 @@ def test_another_user_is_refused_by_uid_even_if_the_socket_lets_it_in() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o711)
         path = Path(folder) / "memd.sock"
-        with memd_at(path):
+        with small_memd(path):
             path.chmod(0o666)
             command = [sys.executable, "-c", STRANGER, str(path)]
             said = subprocess.run(command, check=False, capture_output=True, text=True)

@@ -4,11 +4,9 @@ Where this host has none, tests/e2e/test_guest_sandboxes.py runs this in a guest
 """
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from anole_memd.client import MemdClient
 from anole_memd.errors import MemdRefused, SandboxUnavailable
 from anole_memd.sandbox import Supervisor
 from anole_shared.units import MiB
+from tests.memds import memd_at
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(180)]
 
@@ -41,27 +40,8 @@ def within() -> Path:
 def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A memd with room for two regions, for all tests: each leaves it as it was."""
     socket = tmp_path_factory.mktemp("memd") / "memd.sock"
-    variables = {
-        "ANOLE_MEMD_SOCKET": str(socket),
-        "ANOLE_MEMD_BUDGET_BYTES": str(2 * REGION_BYTES),
-    }
-    with subprocess.Popen(
-        [sys.executable, "-m", "anole_cli", "memd"],
-        env={**os.environ, **variables},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as memd:
-        assert memd.stderr is not None
-        said = ""
-        while "is ready" not in said:
-            line = memd.stderr.readline()
-            assert line, said
-            said += line
-        drain = threading.Thread(target=memd.stderr.read, daemon=True)
-        drain.start()
+    with memd_at(socket, ANOLE_MEMD_BUDGET_BYTES=str(2 * REGION_BYTES)):
         yield socket
-        memd.kill()
-        drain.join()
 
 
 def run_anole(path: Path, *arguments: str) -> list[str]:

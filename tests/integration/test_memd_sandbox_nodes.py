@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from anole_memd.client import MemdClient
 from anole_memd.errors import SandboxUnavailable
 from anole_memd.sandbox import Ended, Supervisor
 from anole_shared.units import MiB
+from tests.memds import memd_at
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(120)]
 
@@ -73,30 +73,14 @@ def path(tmp_path_factory: pytest.TempPathFactory, nodes: tuple[int, ...]) -> It
     """A memd of these nodes, which gives back soon what is not used."""
     socket = tmp_path_factory.mktemp("memd") / "memd.sock"
     variables = {
-        "ANOLE_MEMD_SOCKET": str(socket),
         "ANOLE_MEMD_BACKEND": "numa",
         "ANOLE_MEMD_NODES": ",".join(map(str, nodes)),
         "ANOLE_MEMD_BUDGET_BYTES": str(2**40),
         "ANOLE_MEMD_FLOOR_BYTES": "0",
         "ANOLE_MEMD_HOLD_S": "0.5",
     }
-    with subprocess.Popen(
-        [sys.executable, "-m", "anole_cli", "memd"],
-        env={**os.environ, **variables},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as memd:
-        assert memd.stderr is not None
-        said = ""
-        while "is ready" not in said:
-            line = memd.stderr.readline()
-            assert line, said
-            said += line
-        drain = threading.Thread(target=memd.stderr.read, daemon=True)
-        drain.start()
+    with memd_at(socket, **variables):
         yield socket
-        memd.kill()
-        drain.join()
 
 
 def region_bytes(nodes: tuple[int, ...]) -> int:
