@@ -50,7 +50,7 @@ bench-memd: install-dev ## give a real guest's memory back, stock and by memd (B
 sim: install ## simulate the scheduler for a minute (SIM=--help says what; ANOLE_TRACES: your traces)
 	$(BIN)/anole sim $(SIM)
 
-sim-paper: install-dev ## simulate each figure of Chameleon's beside ours (half an hour)
+sim-paper: install-dev ## simulate each figure of Chameleon's beside ours (a quarter of an hour)
 	$(BIN)/anole sim --golden --json bench/results/sim-golden.json
 	$(BIN)/anole sim --paper --json bench/results/sim-paper.json $(SIM)
 

@@ -257,6 +257,10 @@ def compared(
     )  # fmt: skip
 
 
+def _comparison(name: str, title: str, rows: Sequence[tuple[Cell, ...]]) -> Table:
+    return Table(name=name, title=title, columns=_COMPARED, rows=tuple(rows), note=_BOUND_NOTE)
+
+
 def scarce(study: Study) -> Table:
     """Where memory, link or adapters are scarce."""
     small = A40_7B.with_slots(20_000)
@@ -273,12 +277,8 @@ def scarce(study: Study) -> Table:
             compared(study, f"{kind}, slow", study.plan(rate=12.0, popularity=kind), SLOW)
             for kind in ("gentd26", "gentd26-shuffled")
         ]
-    return Table(
-        name="scarce",
-        title="Anole against Chameleon where memory, link or adapters are scarce (W1)",
-        columns=_COMPARED,
-        rows=tuple(rows),
-        note=_BOUND_NOTE,
+    return _comparison(
+        "scarce", "Anole against Chameleon where memory, link or adapters are scarce (W1)", rows
     )
 
 
@@ -294,6 +294,12 @@ _TRACES: Mapping[str, tuple[float, float, float]] = {
 _LOADS = (0.5, 0.8, 1.0)
 
 
+def _parts(study: Study, title: str, case: Case, top: float) -> list[tuple[Cell, ...]]:
+    """The case at parts of the load that Chameleon bears."""
+    plans = [replace(case.plan, rate=part * top) for part in _LOADS]
+    return [compared(study, title, plan, case.link, case.profile) for plan in plans]
+
+
 def beat(study: Study) -> Table:
     """Every trace at several parts of the load that Chameleon bears at the SLO."""
     rows: list[tuple[Cell, ...]] = []
@@ -305,21 +311,16 @@ def beat(study: Study) -> Table:
         plan = study.plan(trace=trace, scale=scale, duration_s=2 * study.duration_s)
         case = Case(system=SYSTEMS["chameleon"], plan=plan, profile=A40_7B, link=PCIE)
         top = highest_rate(case, keeps_ttft, low=low, high=high, steps=5)
-        rows += [
-            compared(study, f"{trace} x{scale:g}, pcie", replace(plan, rate=part * top), PCIE)
-            for part in _LOADS
-        ]
-    return Table(
-        name="beat",
-        title="Anole against Chameleon on every trace, to the load that Chameleon bears at its SLO",
-        columns=_COMPARED,
-        rows=tuple(rows),
-        note=_BOUND_NOTE,
+        rows += _parts(study, f"{trace} x{scale:g}, pcie", case, top)
+    return _comparison(
+        "beat",
+        "Anole against Chameleon on every trace, to the load that Chameleon bears at its SLO",
+        rows,
     )
 
 
 def untouched(study: Study) -> Table:
-    """Where no constant of ours was ever looked at: bursts, real times, another machine."""
+    """Where no constant of ours was ever looked at: bursts, many adapters, another machine."""
     bursty = study.plan(cv=4.0)
     rows = [
         compared(study, "W1 in bursts (cv 4), pcie", replace(bursty, rate=rate), PCIE)
@@ -330,23 +331,12 @@ def untouched(study: Study) -> Table:
         compared(study, "1,000 adapters, Zipf, slow", replace(zipf, rate=rate), SLOW)
         for rate in (6.0, 9.0)
     ]
-    profile = PROFILES["h100-8b"]
     plan = study.plan(scale=1.0, seed=17)
+    profile = PROFILES["h100-8b"]
     case = Case(system=SYSTEMS["chameleon"], plan=plan, profile=profile, link=PCIE5)
     top = highest_rate(case, keeps_ttft, low=2.0, high=40.0)
-    rows += [
-        compared(
-            study, "azure-conv x1, h100-8b, pcie5", replace(plan, rate=part * top), PCIE5, profile
-        )
-        for part in _LOADS
-    ]
-    return Table(
-        name="untouched",
-        title="Anole against Chameleon where no constant was chosen",
-        columns=_COMPARED,
-        rows=tuple(rows),
-        note=_BOUND_NOTE,
-    )
+    rows += _parts(study, "azure-conv x1, h100-8b, pcie5", case, top)
+    return _comparison("untouched", "Anole against Chameleon where no constant was chosen", rows)
 
 
 def borne(study: Study) -> Table:

@@ -12,7 +12,7 @@ class Pace(Protocol):
     def key(self, sequence: Sequence) -> float:
         """The smallest prompt is run first, of equal ones the one that started first.
 
-        It depends on when the prompt came: nobody is passed for ever.
+        It grows with the time at which the prompt came: nobody is passed for ever.
         """
         ...
 
@@ -47,10 +47,7 @@ class FixedPace:
 
 
 class LearntPace:
-    """By what steps were seen to cost: see StepBudget.
-
-    A short prompt passes a long one that came a little before.
-    """
+    """By what steps were seen to cost: see StepBudget."""
 
     def __init__(self, budget: StepBudget, *, token_budget: int) -> None:
         """token_budget: a step's most tokens, decodes included."""
