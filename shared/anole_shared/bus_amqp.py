@@ -14,9 +14,9 @@ memory it stops reading from connections that publish, and acknowledgements must
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from aio_pika import Message as AmqpMessage
@@ -44,6 +44,8 @@ from anole_shared.messages import Message
 from anole_shared.topology import Queue
 
 log = logging.getLogger(__name__)
+
+AnswerT = TypeVar("AnswerT")
 
 HEARTBEAT_S = 5
 CONNECT_TIMEOUT_S = 10
@@ -74,6 +76,7 @@ class AmqpBus:
         self._incoming: set[Incoming] = set()
         self._declared: set[str] = set()
         self._declaring = asyncio.Lock()
+        self._asking: set[asyncio.Task[Any]] = set()
         self._is_closed = False
         for connection in (publishing.connection, consuming):
             connection.close_callbacks.add(self._on_lost)
@@ -124,7 +127,7 @@ class AmqpBus:
             # the broker there are only locks and queues that are first come, first served.
             async with self._declaring:
                 if queue.durable and queue.name not in self._declared:
-                    await self._declare(queue)
+                    await self._to_the_end(self._declare(queue))
             try:
                 await self._publishing.send(queue, body)
             except PublishError:
@@ -156,7 +159,7 @@ class AmqpBus:
         channel.reopen_callbacks.add(go_on)
         try:
             async with answer(self._address):
-                await self._declare(queue)
+                await self._to_the_end(self._declare(queue))
                 await channel.initialize()
                 incoming.follow(await channel.get_underlay_channel())
                 await channel.set_qos(prefetch_count=prefetch)
@@ -176,12 +179,8 @@ class AmqpBus:
 
     async def exists(self, queue: Queue) -> bool:
         self._check_connected()
-        async with answer(self._address), self._channel_for_once() as channel:
-            try:
-                await channel.queue_declare(queue.name, passive=True)
-            except ChannelNotFoundEntity:
-                return False
-            return True
+        async with answer(self._address):
+            return await self._to_the_end(self._is_there(queue))
 
     async def close(self) -> None:
         if self._is_closed:
@@ -203,6 +202,25 @@ class AmqpBus:
             async with answer(self._address):
                 await incoming.settled()
                 await channel.close()
+
+    async def _to_the_end(self, asking: Coroutine[None, None, AnswerT]) -> AnswerT:
+        """Ask the broker, to the end even if whoever waits for that is cancelled.
+
+        The library's channel, given up half way, costs the whole connection now and then: it sends
+        more on a channel that the broker does not know any more.
+        """
+        task = asyncio.create_task(asking)  # noqa: TID251 - outlives its caller; kept below
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        return await asyncio.shield(task)
+
+    async def _is_there(self, queue: Queue) -> bool:
+        async with self._channel_for_once() as channel:
+            try:
+                await channel.queue_declare(queue.name, passive=True)
+            except ChannelNotFoundEntity:
+                return False
+            return True
 
     async def _declare(self, queue: Queue) -> None:
         async with self._channel_for_once() as channel:

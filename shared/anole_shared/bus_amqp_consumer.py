@@ -185,18 +185,31 @@ class AmqpDelivery:
 
 @asynccontextmanager
 async def answer(address: str) -> AsyncIterator[None]:
-    """Whatever goes wrong with the connection in here is BusUnavailable, and soon."""
+    """Whatever goes wrong with the connection in here is BusUnavailable, and soon.
+
+    Who cancels the task meanwhile cancels it. The library does not see to that: when it closes a
+    channel it may raise an error of the connection instead, or nothing at all.
+    """
     task = asyncio.current_task()
+    num_cancels = task.cancelling() if task else 0
+
+    def is_cancelled() -> bool:
+        return task is not None and task.cancelling() > num_cancels
+
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             yield
     except CONNECTION_EXCEPTIONS as fault:
+        if is_cancelled():
+            raise asyncio.CancelledError from fault
         raise unavailable(address, type(fault).__name__) from fault
     except asyncio.CancelledError:
         # The library too cancels what waits on a connection that it gives up.
-        if task is None or task.cancelling():
+        if task is None or is_cancelled():
             raise
         raise unavailable(address, "connection lost") from None
+    if is_cancelled():
+        raise asyncio.CancelledError
 
 
 def unavailable(address: str, reason: str) -> BusUnavailable:
