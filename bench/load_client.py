@@ -157,14 +157,17 @@ async def _one_stream(stream: Stream, jobs: Sequence[Job], samples: list[Sample]
 
 
 async def events(
-    session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]
+    session: aiohttp.ClientSession,
+    url: str,
+    body: Mapping[str, Any],
+    headers: Mapping[str, str] | None = None,
 ) -> AsyncIterator[dict[str, Any]]:
     """The JSON of each server-sent event that answers the body.
 
     Raises:
         RequestFault: the server refused, or sent an error instead of an event.
     """
-    async with session.post(url, json=body) as answer:
+    async with session.post(url, json=body, headers=headers) as answer:
         if answer.status != 200:
             text = await answer.text()
             raise RequestFault(f"{answer.status}: {text[:300]}")
@@ -179,7 +182,11 @@ async def events(
 
 
 async def openai_stream(
-    session: aiohttp.ClientSession, url: str, model: str, job: Job
+    session: aiohttp.ClientSession,
+    url: str,
+    model: str,
+    job: Job,
+    headers: Mapping[str, str] | None = None,
 ) -> AsyncIterator[int]:
     """POST /v1/completions as Anole and vLLM both take it."""
     body = {
@@ -192,7 +199,7 @@ async def openai_stream(
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
     so_far = 0
-    async for event in events(session, f"{url}/v1/completions", body):
+    async for event in events(session, f"{url}/v1/completions", body, headers):
         generated = (event.get("usage") or {}).get("completion_tokens", so_far)
         if generated > so_far:
             yield generated - so_far

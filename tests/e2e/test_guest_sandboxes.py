@@ -23,7 +23,7 @@ from bench.guest.initramfs import Files
 from bench.guest.machine import Machine
 from bench.guest.packages import GuestUnavailable
 
-pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 SANDBOX = "tests/integration/test_memd_sandbox.py"
@@ -46,7 +46,7 @@ DISTRIBUTIONS = (
 )
 REGION_BYTES = 256 * MiB
 MACHINE = Machine(devices=2, device_bytes=REGION_BYTES, own_nodes=True, vcpus=2)
-RUN_S, START_S = 170.0, 60.0
+RUN_S, START_S = 400.0, 120.0
 
 WAIT_FOR_A_NODE = """
 import asyncio
