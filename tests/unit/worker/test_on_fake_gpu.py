@@ -49,8 +49,10 @@ Kernels = dict[str, Launched]
 def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
     attention = launching(monkeypatch, paged_attention, "store", "attend", "combine", "gather")
     lora = launching(monkeypatch, lora_triton, "shrink", "expand")
+    has_cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     with faking(monkeypatch):
         yield attention | lora
+    torch.backends.cuda.enable_cudnn_sdp(has_cudnn)
 
 
 @pytest.fixture(params=["ordinary", "recorded"])
@@ -95,6 +97,13 @@ def test_all_ways_to_draw_run_on_a_gpu(gpu: GpuRunner, adapters: gpu_cases.Adapt
         for own in gpu_cases.steps():
             drawn = gpu.runner.run(with_choice(own.rows, choice), adapters)
             assert len(drawn) == len(own.rows)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_prompts_are_never_attended_to_by_cudnn() -> None:
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
 
 
 @pytest.mark.usefixtures("launched")
