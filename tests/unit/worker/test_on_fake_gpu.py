@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from anole_worker.runtime.weights import load_model
 from anole_worker.settings import WorkerSettings
 from tests.unit.worker import gpu_cases
 from tests.unit.worker.fake_gpu import GPU, Launched, faking, launching
-from tests.unit.worker.tiny import adapter_of, load_adapter, make_adapter, make_model
+from tests.unit.worker.tiny import adapter_of, load_adapter, make_adapter, make_model, row, step
 
 ADAPTERS = ("all", "attention", "some")
 HISTORY = History(token_ids=(5, 6, 7, 6), num_prompt_tokens=2)
@@ -97,6 +98,18 @@ def test_all_ways_to_draw_run_on_a_gpu(gpu: GpuRunner, adapters: gpu_cases.Adapt
         for own in gpu_cases.steps():
             drawn = gpu.runner.run(with_choice(own.rows, choice), adapters)
             assert len(drawn) == len(own.rows)
+
+
+def test_a_step_that_draws_nothing_is_waited_for(
+    gpu: GpuRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[torch.device] = []
+    stream = SimpleNamespace(synchronize=lambda: waits.append(GPU))
+    monkeypatch.setattr(torch.cuda, "current_stream", {GPU: stream}.get)
+    gpu.runner.run(step(row("r", [1, 2, 3], [0])), {})
+    assert not waits, "the tokens' copy waits"
+    gpu.runner.run(step(row("r", [1, 2, 3], [0], sampling=None)), {})
+    assert waits == [GPU]
 
 
 @pytest.mark.usefixtures("gpu")
