@@ -100,6 +100,20 @@ def test_all_ways_to_draw_run_on_a_gpu(gpu: GpuRunner, adapters: gpu_cases.Adapt
             assert len(drawn) == len(own.rows)
 
 
+@pytest.mark.parametrize("gpu", ["ordinary"], indirect=True)
+def test_kernels_are_given_no_address_that_they_would_be_compiled_anew_for(
+    gpu: GpuRunner, launched: Kernels, adapters: gpu_cases.Adapters
+) -> None:
+    for own in gpu_cases.steps():
+        gpu.runner.run(own, adapters)
+    for name, kernel in launched.items():
+        assert kernel.arguments, name
+        for argument, value in (pair for one in kernel.arguments for pair in one.items()):
+            if isinstance(value, Tensor):
+                begin = value.storage_offset() * value.dtype.itemsize
+                assert begin % 16 == 0, f"{argument} of {name}"
+
+
 def test_a_step_that_draws_nothing_is_waited_for(
     gpu: GpuRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
