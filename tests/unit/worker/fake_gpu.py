@@ -61,24 +61,37 @@ class FakeGpu(TorchFunctionMode):
 class Launched:
     """Stands for a kernel, and runs nothing."""
 
-    def __init__(self) -> None:
-        self.arguments: list[dict[str, Any]] = []
+    def __init__(self, kernel: Any) -> None:
+        self.variants: set[tuple[Any, ...]] = set()
+        """What of its arguments Triton compiles it for."""
+        self._params = kernel.params
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         assert all(grid), grid
         return self._launch
 
     def _launch(self, **arguments: Any) -> None:
-        for name, value in arguments.items():
-            assert not isinstance(value, Tensor) or value.device == GPU, name
-        self.arguments.append(arguments)
+        given = [(param, arguments[param.name]) for param in self._params]
+        self.variants.add(tuple(_compiled_for(param, value) for param, value in given))
+
+
+def _compiled_for(param: Any, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        assert value.device == GPU, param.name
+        is_aligned = value.storage_offset() * value.dtype.itemsize % 16 == 0
+        return param.name, value.dtype, is_aligned
+    if param.is_constexpr:
+        return param.name, value
+    if param.do_not_specialize or isinstance(value, float):
+        return param.name
+    return param.name, value == 1, value % 16 == 0
 
 
 def launching(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, *names: str
 ) -> dict[str, Launched]:
     """What the module launches of the kernels that it knows by these names."""
-    found = {name: Launched() for name in names}
+    found = {name: Launched(getattr(module, name)) for name in names}
     for name, launched in found.items():
         monkeypatch.setattr(module, name, launched)
     return found

@@ -74,7 +74,7 @@ class KvBlocks:
             self._addresses = np.pad(self._addresses, (0, missing))
         found = self._addresses[numbers]
         if not found.all():
-            for block in numbers[found == 0].tolist():
+            for block in dict.fromkeys(numbers[found == 0].tolist()):
                 own = torch.empty(self._size, dtype=self.dtype, device=self.device)
                 self._blocks[block] = own
                 self._addresses[block] = own.data_ptr()
