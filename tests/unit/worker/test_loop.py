@@ -18,6 +18,7 @@ from anole_shared.messages import (
 from anole_shared.telemetry import SpanName
 from anole_worker.core.residency import Residency as Held
 from anole_worker.core.step import Sampling
+from anole_worker.errors import DeviceLost
 from anole_worker.leases import LeaseRefused, RegionInUse
 from tests.traffic import until
 from tests.unit.worker.engines import SIZES, make_engine, make_sequence
@@ -137,6 +138,16 @@ async def test_a_step_that_breaks_fails_its_rows_and_the_worker_goes_on() -> Non
     failed = [m for m in b.gateway.messages if isinstance(m, RequestFailed)]
     assert [m.code for m in failed] == [FailureCode.INTERNAL]
     assert "out of memory" not in failed[0].message
+
+
+async def test_a_worker_whose_device_is_lost_ends_and_fails_no_sequence() -> None:
+    with pytest.RaisesGroup(DeviceLost):
+        async with bench() as b:
+            b.device.step_fault = DeviceLost("cuda:0 is lost to this process")
+            await b.loop.admit(make_sequence("r"), {})
+            await b.until_ended("r")
+    assert not b.endings()
+    assert not b.gateway.messages
 
 
 async def test_an_abort_ends_a_sequence_whether_it_waits_or_runs() -> None:

@@ -65,7 +65,7 @@ class Device:
             ConfigurationError: there is no such device, or its memory is too small for a block.
         """
         torch.set_num_threads(settings.num_threads)
-        target = accelerator.choose(settings.device)
+        target = self._target = accelerator.choose(settings.device)
         accelerator.take(target)
         self.is_on_cpu = target.type == "cpu"
         auto = settings.dtype == "auto"
@@ -141,10 +141,18 @@ class Device:
         )
 
     def run(self, step: Step) -> list[Drawn]:
-        """Run one forward pass; what it brought to each row."""
+        """Run one forward pass; what it brought to each row.
+
+        Raises:
+            DeviceLost: no other will run either. Any other fault is this step's alone.
+        """
         wanted = {row.adapter for row in step.rows if row.adapter is not None}
         loaded = self._parts.adapters.loaded
-        return self._parts.runner.run(step, {adapter: loaded(adapter) for adapter in wanted})
+        try:
+            return self._parts.runner.run(step, {adapter: loaded(adapter) for adapter in wanted})
+        except Exception:
+            accelerator.check(self._target)
+            raise
 
     def give_back(self, blocks: tuple[int, ...]) -> None:
         """Give the memory of blocks that nobody uses back to the system."""
