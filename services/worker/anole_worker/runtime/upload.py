@@ -65,12 +65,13 @@ class Uploader:
         with torch.cuda.stream(self._compute):
             arena = torch.empty_like(adapter.arena, device=device)
             uploaded = adapter.over(arena)
-            source = make_table(uploaded.layers, self._shape)
+            source = make_table(uploaded.layers, self._shape).pin_memory()
             table = torch.empty_like(source, device=device)
+        # From here on nothing fails until all is copied: who is told of a failure reuses memory.
         self._copies.wait_stream(self._compute)
         with torch.cuda.stream(self._copies):
             arena.copy_(adapter.arena, non_blocking=True)
-            table.copy_(source.pin_memory(), non_blocking=True)
+            table.copy_(source, non_blocking=True)
         self._copies.synchronize()
         uploaded.table = table
         return uploaded
