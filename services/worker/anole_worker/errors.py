@@ -30,5 +30,11 @@ class AdapterRefused(AnoleError):
         self.reason = reason
 
 
+class DeviceMemoryFull(AnoleError):
+    """The device had no memory for an adapter, though the ledger says that there is some."""
+
+    retryable = True
+
+
 class DeviceLost(AnoleError):
     """The device does nothing more for this process: no step can run, no adapter be loaded."""

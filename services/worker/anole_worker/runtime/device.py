@@ -42,6 +42,7 @@ class _Parts:
 
     runner: ModelRunner
     give_back: Callable[[tuple[int, ...]], None]
+    compact: Callable[[], int]
     adapters: AdapterMemory
     memory_bytes: int
 
@@ -109,6 +110,7 @@ class Device:
         return _Parts(
             runner=ModelRunner(weights, CpuBatches(weights, cache), self._grammars),
             give_back=cache.give_back,
+            compact=lambda: 0,  # the processor's memory is mapped by the page anyway
             adapters=RegionAdapters(self._regions, self._packing),
             memory_bytes=memory_bytes,
         )
@@ -130,6 +132,7 @@ class Device:
         return _Parts(
             runner=gpu.runner,
             give_back=gpu.blocks.give_back,
+            compact=gpu.blocks.compact,
             adapters=TieredAdapters(
                 self._regions,
                 self._packing,
@@ -158,6 +161,11 @@ class Device:
         """Give the memory of blocks that nobody uses back to the system."""
         self._parts.give_back(blocks)
 
+    def compact(self) -> None:
+        """Move keys and values, so that what is free lies side by side; no step may be running."""
+        num_moved = self._parts.compact()
+        log.info("%d KV blocks moved, so that what is free lies side by side", num_moved)
+
     def prepare(self, request_id: RequestId, grammar: str) -> None:
         """Compile the grammar that a sequence's output must match.
 
@@ -182,8 +190,8 @@ class Device:
         """Bring the adapter's weights onto the device.
 
         Raises:
-            AnoleError: memd gives no region, the files are no longer what was validated, or the
-                device is full.
+            DeviceMemoryFull: what is free lies in pieces; compact() helps, unless it has already.
+            AnoleError: memd gives no region, or the files are no longer what was validated.
         """
         self._parts.adapters.load(adapter, file, headers)
 
