@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row, Step
+from anole_worker.garbage import uncollected
 from anole_worker.runtime.adapters import LoadedAdapter
 from anole_worker.runtime.gpu_batches import GpuParts
 from anole_worker.runtime.network import Network
@@ -54,7 +55,11 @@ class CudaRecorder:
                 call()
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # Kernels and graphs that go away call what may not be called while one is recorded.
+        with (
+            uncollected(),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
+        ):
             result = call()
 
         def replay() -> Tensor:
