@@ -114,12 +114,13 @@ def test_an_upload_waits_for_what_its_memory_was_and_until_it_is_there(
     FakeStream.done.clear()
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "stream", on_stream)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda own: FakeStream.done.append(str(own)))
     compute = FakeStream(GPU, "steps")
     with faking(monkeypatch):
         uploaded = upload.Uploader(SHAPE, compute).upload(adapter)
         assert uploaded.table is not None
         assert {uploaded.arena.device, uploaded.table.device} == {GPU}
-    places = ["on steps", "copies wait for steps", "on copies", "copies are there"]
+    places = ["cuda:0", "on steps", "copies wait for steps", "on copies", "copies are there"]
     assert FakeStream.done == places
 
 
