@@ -111,6 +111,7 @@ class WorkerService:
             clock=self._resources.clock,
             tracer=self._telemetry.tracer,
             thread=threads.loader,
+            engine_thread=threads.engine,
         )
         loop = EngineLoop(
             worker_id=self.worker_id,

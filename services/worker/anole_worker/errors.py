@@ -1,4 +1,4 @@
-"""What can be wrong with the files that a worker is given.
+"""What can be wrong with the files that a worker is given, and with its device.
 
 An error names the file, says what is wrong with it and what to do about it.
 """
@@ -28,3 +28,13 @@ class AdapterRefused(AnoleError):
         super().__init__(f"adapter file {path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class DeviceMemoryFull(AnoleError):
+    """The device had no memory for an adapter, though the ledger says that there is some."""
+
+    retryable = True
+
+
+class DeviceLost(AnoleError):
+    """The device does nothing more for this process: no step can run, no adapter be loaded."""

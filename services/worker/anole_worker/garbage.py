@@ -1,4 +1,4 @@
-"""What Python's search for garbage leaves out while a worker serves."""
+"""What Python's search for garbage leaves out, and when it stays away."""
 
 import gc
 from collections.abc import Iterator
@@ -18,3 +18,14 @@ def loaded_set_aside() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Search before, and not meanwhile: for what must not be met by anything's end."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

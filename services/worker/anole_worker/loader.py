@@ -23,7 +23,7 @@ from anole_worker.core.engine import Engine
 from anole_worker.core.loading import LoadAdapter
 from anole_worker.core.residency import Residency
 from anole_worker.core.sequence import Sequence
-from anole_worker.errors import UnknownAdapter
+from anole_worker.errors import DeviceMemoryFull, UnknownAdapter
 from anole_worker.leases import LeaseRefused
 from anole_worker.outbox import Outbox
 
@@ -33,7 +33,10 @@ GiveUp = Callable[[list[Sequence], str], Awaitable[None]]
 
 
 class LoadDevice(Protocol):
-    """What the loader needs of the device; blocking calls, all on the loader's thread."""
+    """What the loader needs of the device; blocking calls on the loader's thread, but for compact.
+
+    That one is the engine's thread's: no step runs meanwhile.
+    """
 
     def check_memory(self) -> None: ...
 
@@ -44,6 +47,8 @@ class LoadDevice(Protocol):
     def drop_adapter(self, adapter: Adapter) -> None: ...
 
     def spare(self, num_bytes: int) -> int | None: ...
+
+    def compact(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class Loader:
         clock: Clock,
         tracer: Tracer,
         thread: Executor,
+        engine_thread: Executor,
     ) -> None:
         self._worker_id = worker_id
         self._engine = engine
@@ -75,6 +81,7 @@ class Loader:
         self._clock = clock
         self._tracer = tracer
         self._thread = thread
+        self._engine_thread = engine_thread
         self._line: asyncio.Queue[tuple[LoadAdapter, Mapping[str, str]] | _Drop] = asyncio.Queue()
 
     def load(self, load: LoadAdapter, headers: Mapping[str, str]) -> None:
@@ -184,12 +191,20 @@ class Loader:
 
     async def _leasing(self, adapter: Adapter, carry_out: Callable[[], None]) -> None:
         """Run what leases memory, once more if memd refuses it and there is something to give."""
-        run_in = asyncio.get_running_loop().run_in_executor
         try:
-            await run_in(self._thread, carry_out)
+            await self._uploading(carry_out)
         except LeaseRefused as refusal:
             if not await self._made_room(adapter, refusal):
                 raise
+            await self._uploading(carry_out)
+
+    async def _uploading(self, carry_out: Callable[[], None]) -> None:
+        """Run what takes the device's memory, once more where that is free in pieces only."""
+        run_in = asyncio.get_running_loop().run_in_executor
+        try:
+            await run_in(self._thread, carry_out)
+        except DeviceMemoryFull:
+            await run_in(self._engine_thread, self._device.compact)
             await run_in(self._thread, carry_out)
 
     async def _made_room(self, adapter: Adapter, refusal: LeaseRefused) -> bool:

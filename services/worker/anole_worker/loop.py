@@ -26,6 +26,7 @@ from anole_worker.core.engine import Engine, Output
 from anole_worker.core.residency import Residency
 from anole_worker.core.sequence import Ending, Phase, Sequence
 from anole_worker.core.step import Drawn, Step
+from anole_worker.errors import DeviceLost
 from anole_worker.loader import Loader
 from anole_worker.outbox import Outbox
 from anole_worker.spans import SequenceSpans
@@ -165,7 +166,11 @@ class EngineLoop:
         self._wake.set()
 
     async def run_steps(self) -> None:
-        """Plan and run steps for ever. What a step brought is sent while the next one runs."""
+        """Plan and run steps for ever. What a step brought is sent while the next one runs.
+
+        Raises:
+            DeviceLost: none can run any more.
+        """
         outputs: list[Output] = []
         while True:
             step = await self._plan()
@@ -215,6 +220,8 @@ class EngineLoop:
     async def _completed(self, step: Step, running: "asyncio.Future[list[Drawn]]") -> list[Output]:
         try:
             drawn = await running
+        except DeviceLost:
+            raise
         except Exception:
             log.exception("a step of %d rows broke; its sequences end", len(step.rows))
             lost = self.engine.fail_step(self.clock.now())

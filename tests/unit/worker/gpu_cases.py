@@ -89,8 +89,8 @@ def found(
     if is_recorded:
         recorder = CudaRecorder(device) if device.type == "cuda" else Same()
     gpu = GpuRunner(weights, settings, no_grammars(model), recorder)
-    gpu.warm_up()
-    assert gpu.blocks.num_with_memory == 0
+    if device.type == "cuda":
+        gpu.warm_up()
     if isinstance(recorder, Same):
         assert recorder.num_recorded == 2 * len([1, 2, 4, 6])
     adapters = loaded(folders, model, device)

@@ -65,6 +65,7 @@ class ScriptedDevice:
     """Raised by the next drops, one each."""
     copied_bytes: int | None = None
     """In host memory, beside the device's own; None: the device has none of its own."""
+    num_compacted: int = 0
     dropped: list[AdapterId] = field(default_factory=list)
     stripped: list[int] = field(default_factory=list)
     prepared: list[str] = field(default_factory=list)
@@ -107,6 +108,9 @@ class ScriptedDevice:
         if self.drop_faults:
             raise self.drop_faults.pop(0)
         self.dropped.append(adapter.adapter_id)
+
+    def compact(self) -> None:
+        self.num_compacted += 1
 
     def spare(self, num_bytes: int) -> int | None:
         return None if self.copied_bytes is None else min(self.copied_bytes, num_bytes)
@@ -205,6 +209,7 @@ async def bench(
             clock=SystemClock(),
             tracer=telemetry.tracer,
             thread=loader_thread,
+            engine_thread=engine_thread,
         )
         loop = EngineLoop(
             worker_id=WORKER,

@@ -3,6 +3,7 @@ import torch
 
 from anole_shared.errors import ConfigurationError
 from anole_shared.units import GiB
+from anole_worker.errors import DeviceLost
 from anole_worker.runtime import accelerator
 from anole_worker.settings import WorkerSettings
 
@@ -60,3 +61,15 @@ def test_of_a_gpu_a_fraction_is_taken_or_what_the_setting_says() -> None:
     assert accelerator.memory_bytes(WorkerSettings(memory_bytes=1000), 1000) == 1000
     with pytest.raises(ConfigurationError, match="the device has 1000 left"):
         accelerator.memory_bytes(WorkerSettings(memory_bytes=1001), 1000)
+
+
+def test_a_gpu_that_answers_no_call_any_more_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def synchronize(device: torch.device) -> None:
+        if device.index == 1:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access\nFor debugging ...")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    accelerator.check(torch.device("cpu"))
+    accelerator.check(torch.device("cuda", 0))
+    with pytest.raises(DeviceLost, match=r"cuda:1 is lost .* illegal memory access\): start"):
+        accelerator.check(torch.device("cuda", 1))

@@ -16,9 +16,10 @@ from anole_worker.adapter_files import AdapterFile
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.eviction import Lru
 from anole_worker.core.host_tier import HostTier
+from anole_worker.errors import DeviceMemoryFull
 from anole_worker.leases import LeaseRefused, Region, RegionClient
 from anole_worker.model_shape import QKV
-from anole_worker.runtime.adapter_memory import DeviceMemoryFull, RegionAdapters, TieredAdapters
+from anole_worker.runtime.adapter_memory import RegionAdapters, TieredAdapters
 from anole_worker.runtime.adapters import LoadedAdapter
 from anole_worker.runtime.packing import Packing, packing_on
 from bench.memd import leasing

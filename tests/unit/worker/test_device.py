@@ -41,3 +41,12 @@ def test_a_processor_has_memory_without_being_told(tmp_path: Path) -> None:
 def test_memory_too_small_for_a_block_is_a_fault_of_the_settings(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="one block of this model's keys and values"):
         make_device(tmp_path, memory_bytes=100)
+
+
+def test_a_fault_of_a_step_is_told_as_it_is_where_the_device_is_well(tmp_path: Path) -> None:
+    device = make_device(tmp_path, memory_bytes=10**6)
+    with pytest.raises(IndexError):
+        device.run(step(row("a", [999_999], [0])))
+    (drawn,) = device.run(step(row("a", [5], [0])))
+    assert drawn.token_id is not None
+    device.close()

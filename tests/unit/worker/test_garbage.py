@@ -3,7 +3,7 @@
 import gc
 import weakref
 
-from anole_worker.garbage import loaded_set_aside
+from anole_worker.garbage import loaded_set_aside, uncollected
 
 
 class Knot:
@@ -22,3 +22,11 @@ def test_garbage_of_later_is_found_as_before() -> None:
         knot = weakref.ref(Knot())
         gc.collect()
         assert knot() is None
+
+
+def test_nothing_is_collected_meanwhile_and_what_was_there_is_before() -> None:
+    knot = weakref.ref(Knot())
+    with uncollected():
+        assert knot() is None
+        assert not gc.isenabled()
+    assert gc.isenabled()

@@ -64,6 +64,7 @@ def make_inbox(outbox: Outbox, thread: ThreadPoolExecutor) -> Inbox:
             clock=SystemClock(),
             tracer=tracer,
             thread=thread,
+            engine_thread=thread,
         ),
         outbox=outbox,
         clock=SystemClock(),

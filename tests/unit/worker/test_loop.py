@@ -18,6 +18,7 @@ from anole_shared.messages import (
 from anole_shared.telemetry import SpanName
 from anole_worker.core.residency import Residency as Held
 from anole_worker.core.step import Sampling
+from anole_worker.errors import DeviceLost, DeviceMemoryFull
 from anole_worker.leases import LeaseRefused, RegionInUse
 from tests.traffic import until
 from tests.unit.worker.engines import SIZES, make_engine, make_sequence
@@ -137,6 +138,16 @@ async def test_a_step_that_breaks_fails_its_rows_and_the_worker_goes_on() -> Non
     failed = [m for m in b.gateway.messages if isinstance(m, RequestFailed)]
     assert [m.code for m in failed] == [FailureCode.INTERNAL]
     assert "out of memory" not in failed[0].message
+
+
+async def test_a_worker_whose_device_is_lost_ends_and_fails_no_sequence() -> None:
+    with pytest.RaisesGroup(DeviceLost):
+        async with bench() as b:
+            b.device.step_fault = DeviceLost("cuda:0 is lost to this process")
+            await b.loop.admit(make_sequence("r"), {})
+            await b.until_ended("r")
+    assert not b.endings()
+    assert not b.gateway.messages
 
 
 async def test_an_abort_ends_a_sequence_whether_it_waits_or_runs() -> None:
@@ -284,6 +295,27 @@ async def test_a_host_without_room_fails_the_load_where_nothing_is_idle() -> Non
         await b.loop.admit(make_sequence("first", adapter_name="a", max_tokens=1), {})
         await b.until_ended("first")
     assert b.endings()["first"] is FinishReason.ERROR
+
+
+async def test_a_device_whose_free_memory_is_in_pieces_is_compacted_for_a_load() -> None:
+    async with bench() as b:
+        b.device.lease_faults = [DeviceMemoryFull("in pieces")]
+        await b.loop.admit(make_sequence("first", adapter_name="a", max_tokens=1), {})
+        await b.until_ended("first")
+        b.device.lease_faults = [LeaseRefused("no room"), DeviceMemoryFull("in pieces")]
+        await b.loop.admit(make_sequence("second", adapter_name="b", max_tokens=1), {})
+        await b.until_ended("second")
+    assert set(b.endings().values()) == {FinishReason.LENGTH}
+    assert b.device.num_compacted == 2
+
+
+async def test_a_load_that_finds_no_memory_for_all_that_fails() -> None:
+    async with bench() as b:
+        b.device.lease_faults = [DeviceMemoryFull("in pieces"), DeviceMemoryFull("full")]
+        await b.loop.admit(make_sequence("first", adapter_name="a", max_tokens=1), {})
+        await b.until_ended("first")
+    assert b.endings()["first"] is FinishReason.ERROR
+    assert b.device.num_compacted == 1
 
 
 async def test_memory_that_the_host_asks_for_is_given_back_and_reported() -> None:

@@ -1,6 +1,9 @@
 """An adapter on its way to a GPU: narrowed to the model's type, then copied."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from anole_worker.runtime import upload
 from anole_worker.runtime.adapters import LoadedAdapter, load
 from anole_worker.runtime.lora_table import make_table
 from anole_worker.runtime.packing import Packing
+from tests.unit.worker.fake_gpu import GPU, faking
 from tests.unit.worker.peft_folders import SHAPE, tensor_name, tensors, write_adapter
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -78,6 +82,46 @@ def test_an_adapter_over_a_copy_of_its_arena_says_the_same(tmp_path: Path) -> No
     for tensor, expected in zip(factors(copy), before, strict=True):
         assert torch.equal(tensor, expected)
         assert tensor.stride() == expected.stride() or not expected.is_contiguous()
+
+
+class FakeStream:
+    """Notes what is done on it, and by it, in the order of all that is."""
+
+    done: ClassVar[list[str]] = []
+
+    def __init__(self, device: torch.device, name: str = "copies") -> None:
+        self.device = device
+        self.name = name
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self.done.append(f"{self.name} wait for {other.name}")
+
+    def synchronize(self) -> None:
+        self.done.append(f"{self.name} are there")
+
+
+@contextmanager
+def on_stream(stream: FakeStream) -> Iterator[None]:
+    stream.done.append(f"on {stream.name}")
+    yield
+
+
+def test_an_upload_waits_for_what_its_memory_was_and_until_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = written(tmp_path)
+    adapter = load(file, bytearray(file.packed_bytes(2)), Packing(torch.bfloat16))
+    FakeStream.done.clear()
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", on_stream)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda own: FakeStream.done.append(str(own)))
+    compute = FakeStream(GPU, "steps")
+    with faking(monkeypatch):
+        uploaded = upload.Uploader(SHAPE, compute).upload(adapter)
+        assert uploaded.table is not None
+        assert {uploaded.arena.device, uploaded.table.device} == {GPU}
+    places = ["cuda:0", "on steps", "copies wait for steps", "on copies", "copies are there"]
+    assert FakeStream.done == places
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import logging
 import torch
 
 from anole_shared.errors import ConfigurationError
+from anole_worker.errors import DeviceLost
 from anole_worker.settings import DEFAULT_MEMORY_BYTES, WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -71,3 +72,22 @@ def free_bytes(device: torch.device, peak_bytes: int) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_allocated(device)
     return max(0, free - max(0, peak_bytes - held))
+
+
+def check(device: torch.device) -> None:
+    """See whether the device still runs what it is given; waits for what it was given.
+
+    Raises:
+        DeviceLost: something went so wrong there (it read where nothing is, for instance) that
+            CUDA answers every call of this process with that fault, for ever.
+    """
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as fault:
+        reason = str(fault).partition("\n")[0]
+        raise DeviceLost(
+            f"{device} is lost to this process ({reason}): start the worker again; if it happens "
+            "again, CUDA_LAUNCH_BLOCKING=1 shows where"
+        ) from fault

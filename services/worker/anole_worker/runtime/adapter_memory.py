@@ -14,22 +14,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from anole_shared.errors import AnoleError
 from anole_shared.ids import AdapterId
 from anole_worker.adapter_files import AdapterFile
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.host_tier import HostTier
+from anole_worker.errors import DeviceMemoryFull
 from anole_worker.leases import LeaseRefused, Region, RegionClient
 from anole_worker.runtime.adapters import LoadedAdapter, load
 from anole_worker.runtime.packing import Packing
 
 log = logging.getLogger(__name__)
-
-
-class DeviceMemoryFull(AnoleError):
-    """The device had no memory for an adapter, though the ledger says that there is some."""
-
-    retryable = True
 
 
 class AdapterMemory(Protocol):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row, Step
+from anole_worker.garbage import uncollected
 from anole_worker.runtime.adapters import LoadedAdapter
 from anole_worker.runtime.gpu_batches import GpuParts
 from anole_worker.runtime.network import Network
@@ -43,18 +44,22 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all: libraries keep memory for each stream that they were ever called on.
+        self._stream = torch.cuda.Stream(device)
 
     def record(self, call: Callable[[], Tensor]) -> Replay:
         """Run it a few times, then record it."""
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UPS):
                 call()
-        torch.cuda.current_stream(self._device).wait_stream(side)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Kernels and graphs that go away call what may not be called while one is recorded.
+        with (
+            uncollected(),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
+        ):
             result = call()
 
         def replay() -> Tensor:

@@ -42,6 +42,7 @@ class _Parts:
 
     runner: ModelRunner
     give_back: Callable[[tuple[int, ...]], None]
+    compact: Callable[[], int]
     adapters: AdapterMemory
     memory_bytes: int
 
@@ -65,7 +66,7 @@ class Device:
             ConfigurationError: there is no such device, or its memory is too small for a block.
         """
         torch.set_num_threads(settings.num_threads)
-        target = accelerator.choose(settings.device)
+        target = self._target = accelerator.choose(settings.device)
         accelerator.take(target)
         self.is_on_cpu = target.type == "cpu"
         auto = settings.dtype == "auto"
@@ -109,6 +110,7 @@ class Device:
         return _Parts(
             runner=ModelRunner(weights, CpuBatches(weights, cache), self._grammars),
             give_back=cache.give_back,
+            compact=lambda: 0,  # the processor's memory is mapped by the page anyway
             adapters=RegionAdapters(self._regions, self._packing),
             memory_bytes=memory_bytes,
         )
@@ -130,6 +132,7 @@ class Device:
         return _Parts(
             runner=gpu.runner,
             give_back=gpu.blocks.give_back,
+            compact=gpu.blocks.compact,
             adapters=TieredAdapters(
                 self._regions,
                 self._packing,
@@ -141,14 +144,27 @@ class Device:
         )
 
     def run(self, step: Step) -> list[Drawn]:
-        """Run one forward pass; what it brought to each row."""
+        """Run one forward pass; what it brought to each row.
+
+        Raises:
+            DeviceLost: no other will run either. Any other fault is this step's alone.
+        """
         wanted = {row.adapter for row in step.rows if row.adapter is not None}
         loaded = self._parts.adapters.loaded
-        return self._parts.runner.run(step, {adapter: loaded(adapter) for adapter in wanted})
+        try:
+            return self._parts.runner.run(step, {adapter: loaded(adapter) for adapter in wanted})
+        except Exception:
+            accelerator.check(self._target)
+            raise
 
     def give_back(self, blocks: tuple[int, ...]) -> None:
         """Give the memory of blocks that nobody uses back to the system."""
         self._parts.give_back(blocks)
+
+    def compact(self) -> None:
+        """Move keys and values, so that what is free lies side by side; no step may be running."""
+        num_moved = self._parts.compact()
+        log.info("%d KV blocks moved, so that what is free lies side by side", num_moved)
 
     def prepare(self, request_id: RequestId, grammar: str) -> None:
         """Compile the grammar that a sequence's output must match.
@@ -174,8 +190,8 @@ class Device:
         """Bring the adapter's weights onto the device.
 
         Raises:
-            AnoleError: memd gives no region, the files are no longer what was validated, or the
-                device is full.
+            DeviceMemoryFull: what is free lies in pieces; compact() helps, unless it has already.
+            AnoleError: memd gives no region, or the files are no longer what was validated.
         """
         self._parts.adapters.load(adapter, file, headers)
 

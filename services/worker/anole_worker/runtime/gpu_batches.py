@@ -24,6 +24,8 @@ from anole_worker.runtime.network import Batch
 from anole_worker.runtime.packed_step import segments_of
 from anole_worker.runtime.paged_attention import Chunk, DecodeRows, PagedAttention
 
+_NOTHING = np.zeros(1, dtype=np.int64)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuParts:
@@ -96,7 +98,11 @@ class GpuBatches:
 
 
 class _Numbers:
-    """Numbers for the device, one after the other."""
+    """Numbers for the device, one after the other.
+
+    Each part begins on 16 bytes, as torch's own tensors do: kernels are compiled anew, in the
+    middle of a step, for what does not.
+    """
 
     def __init__(self) -> None:
         self._parts: list[NDArray[np.int64]] = []
@@ -105,9 +111,10 @@ class _Numbers:
     def add(self, numbers: Sequence[int] | NDArray[np.int64]) -> slice:
         """Where they will be."""
         begin = self._end
-        self._parts.append(np.asarray(numbers, dtype=np.int64).reshape(-1))
-        self._end += self._parts[-1].size
-        return slice(begin, self._end)
+        part = np.asarray(numbers, dtype=np.int64).reshape(-1)
+        self._parts += [part, _NOTHING[: part.size % 2]]
+        self._end += part.size + part.size % 2
+        return slice(begin, begin + part.size)
 
     def moved(self, device: torch.device) -> Tensor:
         """All of them on the device; nothing waits for the copy."""

@@ -3,13 +3,18 @@
 Only a worker with a GPU imports this, and Triton with it.
 """
 
-from anole_shared.ids import RequestId
+import torch
+
+from anole_shared.ids import AdapterId, RequestId
 from anole_shared.units import div_ceil
+from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row, Sampling, Step
-from anole_worker.runtime.decode_graphs import DecodeGraphs, Recorder
+from anole_worker.runtime.adapters import LoadedAdapter
+from anole_worker.runtime.decode_graphs import DecodeGraphs, Recorder, buckets
 from anole_worker.runtime.gpu_batches import GpuBatches, GpuParts
 from anole_worker.runtime.grammar import Grammars
 from anole_worker.runtime.kv_blocks import KvBlocks
+from anole_worker.runtime.lora_table import empty_table
 from anole_worker.runtime.lora_triton import TritonBackend
 from anole_worker.runtime.model_runner import ModelRunner
 from anole_worker.runtime.network import Network
@@ -17,8 +22,11 @@ from anole_worker.runtime.paged_attention import PagedAttention
 from anole_worker.runtime.weights import ModelWeights
 from anole_worker.settings import WorkerSettings
 
-_COSTLY = Sampling(temperature=1.0, top_p=0.9, logprobs=1)
+_COSTLY = Sampling(temperature=1.0, top_p=0.9, logprobs=1, logit_bias=((0, 0.0),))
 """A way to draw that takes as much memory as any."""
+
+_IDLE = Adapter(adapter_id=AdapterId("warm-up"), generation="", num_bytes=0, rank=1)
+"""Changes nothing."""
 
 
 class GpuRunner:
@@ -56,28 +64,40 @@ class GpuRunner:
         self.runner = ModelRunner(weights, GpuBatches(parts), grammars, decodes)
 
     def warm_up(self) -> None:
-        """Run the largest step that there can be: it compiles kernels, and shows what it takes."""
-        step = self._largest()
-        self.runner.run(step, {})
-        self.blocks.give_back(block for row in step.rows for block in row.block_table)
+        """Run steps of all sizes up to the largest that there can be.
 
-    def _largest(self) -> Step:
-        """One prompt and single tokens, so many rows and tokens as may be."""
-        count = min(self._max_num_seqs, self._max_tokens)
-        longest = min(self._max_tokens - count + 1, self._max_len)
-        rows, first = [], 0
-        for index in range(count):
-            num_tokens = longest if index == 0 else 1
-            num_blocks = div_ceil(num_tokens, self.blocks.block_size)
-            rows.append(
-                Row(
-                    request_id=RequestId(f"warm-up {index}"),
-                    adapter=None,
-                    token_ids=(0,) * num_tokens,
-                    start=0,
-                    block_table=tuple(range(first, first + num_blocks)),
-                    sampling=_COSTLY,
-                )
-            )
-            first += num_blocks
+        It compiles kernels, those that prompts of adapters run among them, and shows how much
+        memory steps take.
+        """
+        table = empty_table(self.blocks.shape).to(self.blocks.device)
+        idle = LoadedAdapter(_IDLE.adapter_id, _IDLE.generation, (), torch.empty(0), table)
+        runs = [(size, size // 2) for size in buckets(self._max_tokens)]
+        for num_tokens, num_single in (*runs, (self._max_tokens, self._max_tokens - 1)):
+            for adapter in (None, _IDLE):
+                step = self._step(num_tokens, min(num_single, self._max_num_seqs - 1), adapter)
+                self.runner.run(step, {_IDLE: idle})
+        self.blocks.give_back(range(self._max_num_seqs))
+
+    def _step(self, num_tokens: int, num_single: int, adapter: Adapter | None) -> Step:
+        """Single tokens, and a chunk at the end of the longest sequence that there can be.
+
+        The chunk's past is one block over and over: what is in it does not matter.
+        """
+        chunk = min(num_tokens - num_single, self._max_len)
+        blocks = (0,) * div_ceil(self._max_len, self.blocks.block_size)
+        rows = [self._row(0, blocks, chunk, self._max_len - chunk, adapter)]
+        rows += [self._row(index, (index,), 1, 0, adapter) for index in range(1, num_single + 1)]
         return Step(rows=tuple(rows))
+
+    @staticmethod
+    def _row(
+        index: int, block_table: tuple[int, ...], count: int, start: int, adapter: Adapter | None
+    ) -> Row:
+        return Row(
+            request_id=RequestId(f"warm-up {index}"),
+            adapter=adapter,
+            token_ids=(0,) * count,
+            start=start,
+            block_table=block_table,
+            sampling=_COSTLY,
+        )

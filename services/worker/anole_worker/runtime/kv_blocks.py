@@ -21,6 +21,9 @@ Addresses = NDArray[np.int64]
 _ALIGNMENT = 16
 """Bytes that a GPU moves at a time."""
 
+_MOST_ASIDE = 64
+"""So many blocks that lie too high are looked at before there is nothing below."""
+
 
 class KvBlocks:
     """The blocks that have memory; which block belongs to whom is the caller's to know."""
@@ -74,12 +77,46 @@ class KvBlocks:
             self._addresses = np.pad(self._addresses, (0, missing))
         found = self._addresses[numbers]
         if not found.all():
-            for block in numbers[found == 0].tolist():
-                own = torch.empty(self._size, dtype=self.dtype, device=self.device)
-                self._blocks[block] = own
-                self._addresses[block] = own.data_ptr()
+            for block in dict.fromkeys(numbers[found == 0].tolist()):
+                self._keep(block, self._new())
             found = self._addresses[numbers]
         return found
+
+    def _new(self) -> Tensor:
+        return torch.empty(self._size, dtype=self.dtype, device=self.device)
+
+    def _keep(self, block: int, memory: Tensor) -> None:
+        self._blocks[block] = memory
+        self._addresses[block] = memory.data_ptr()
+
+    @torch.inference_mode()
+    def compact(self) -> int:
+        """Move blocks from the highest addresses to free ones below; how many. Between two steps.
+
+        What is free lies side by side then. An adapter needs it so, and torch gives the system
+        whole pages only, of 20 MiB where something takes more than one.
+        """
+        num_moved, aside = 0, list[Tensor]()
+        highest = sorted(self._blocks, key=lambda block: -int(self._addresses[block]))
+        for block in highest:
+            memory = self._below(int(self._addresses[block]), aside)
+            if memory is None:
+                break
+            self._keep(block, memory.copy_(self._blocks[block]))
+            num_moved += 1
+        return num_moved
+
+    def _below(self, address: int, aside: list[Tensor]) -> Tensor | None:
+        """Memory for a block below the address; what torch has in another place is put aside."""
+        while len(aside) <= _MOST_ASIDE:
+            try:
+                memory = self._new()
+            except torch.OutOfMemoryError:
+                return None
+            if memory.data_ptr() < address:
+                return memory
+            aside.append(memory)
+        return None
 
     def places(self, addresses: Addresses, begin: int, end: int) -> Addresses:
         """Where the first layer's first key of each position of a sequence goes, given its blocks.

@@ -37,6 +37,11 @@ def make_table(layers: Sequence[LayerDelta], shape: ModelShape) -> Tensor:
     )
 
 
+def empty_table(shape: ModelShape) -> Tensor:
+    """The table of an adapter that changes nothing."""
+    return torch.zeros((shape.num_layers, len(SITES), RECORD), dtype=torch.int64)
+
+
 def is_aligned(shape: ModelShape) -> bool:
     """Whether every module's rows begin on 16 bytes when the adapter does."""
     return all(size % VECTOR == 0 for dims in shape.module_dims.values() for size in dims)

@@ -50,7 +50,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, step: Step, adapters: Mapping[Adapter, LoadedAdapter]) -> list[Drawn]:
-        """What the step brings to each row.
+        """What the step brings to each row; nothing of the step runs any more then.
 
         `adapters` has every adapter that the step names.
         """
@@ -58,6 +58,8 @@ class ModelRunner:
             return []
         sampled = [index for index, row in enumerate(step.rows) if row.sampling is not None]
         states, logits = self._pass(step, adapters)
+        if not sampled:
+            _wait(logits.device)
         drawn = dict(
             zip(
                 sampled,
@@ -99,3 +101,9 @@ class ModelRunner:
             logits = self._network.head(x[begin : begin + len(token_ids)])
             found += score(logits, Score(token_ids=token_ids, num_top=wanted.num_top))
         return tuple(found)
+
+
+def _wait(device: torch.device) -> None:
+    """Until what is queued there has run: how long steps take is measured, and what broke told."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()

@@ -58,8 +58,12 @@ class PagedAttention:
         """max_rows: of single tokens in one step. Steps must run one after the other.
 
         Takes memory for what the splits of a step find: at most _MAX_SPLITS for a row, and for
-        many rows fewer.
+        many rows fewer. On a GPU, keeps torch from attending by cuDNN, in the whole process.
         """
+        if blocks.device.type == "cuda":
+            # torch prefers it on Hopper. It plans tens of milliseconds for every pair of lengths,
+            # which hardly come twice here.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         shape = self._shape = blocks.shape
         self._block_size = blocks.block_size
         self._plane = blocks.block_size * shape.head_dim

@@ -35,8 +35,8 @@ class Uploader:
 
         Where the driver refuses, uploads out of it are slower, and wait for steps.
         """
-        with torch.cuda.device(self._compute.device):
-            result = torch.cuda.cudart().cudaHostRegister(arena.data_ptr(), arena.nbytes, 0)
+        torch.cuda.set_device(self._compute.device)
+        result = torch.cuda.cudart().cudaHostRegister(arena.data_ptr(), arena.nbytes, 0)
         if int(result):
             log.warning("%d bytes cannot be pinned (CUDA error %d)", arena.nbytes, int(result))
         else:
@@ -49,8 +49,8 @@ class Uploader:
         """
         if arena.data_ptr() in self._pinned:
             self._pinned.remove(arena.data_ptr())
-            with torch.cuda.device(self._compute.device):
-                _check(torch.cuda.cudart().cudaHostUnregister(arena.data_ptr()))
+            torch.cuda.set_device(self._compute.device)
+            _check(torch.cuda.cudart().cudaHostUnregister(arena.data_ptr()))
 
     def upload(self, adapter: LoadedAdapter) -> LoadedAdapter:
         """The adapter on the GPU.
@@ -60,17 +60,20 @@ class Uploader:
         Raises torch.OutOfMemoryError.
         """
         device = self._compute.device
+        # For good: going back to the thread's first one would take memory of that GPU for nothing.
+        torch.cuda.set_device(device)
         # Taken as the steps' own memory is, which it shares: where a running step still uses what
         # it was, the copy waits for that one step.
         with torch.cuda.stream(self._compute):
             arena = torch.empty_like(adapter.arena, device=device)
             uploaded = adapter.over(arena)
-            source = make_table(uploaded.layers, self._shape)
+            source = make_table(uploaded.layers, self._shape).pin_memory()
             table = torch.empty_like(source, device=device)
+        # From here on nothing fails until all is copied: who is told of a failure reuses memory.
         self._copies.wait_stream(self._compute)
         with torch.cuda.stream(self._copies):
             arena.copy_(adapter.arena, non_blocking=True)
-            table.copy_(source.pin_memory(), non_blocking=True)
+            table.copy_(source, non_blocking=True)
         self._copies.synchronize()
         uploaded.table = table
         return uploaded
