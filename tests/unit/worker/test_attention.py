@@ -42,34 +42,63 @@ def random_rows(lengths: list[tuple[int, int]]) -> list[Row]:
     st.lists(
         st.tuples(st.integers(0, 40), st.sampled_from([1, 1, 1, 2, 7])), min_size=1, max_size=6
     ),
+    st.sampled_from([torch.float32, torch.bfloat16]),
     st.integers(0, 1000),
 )
 def test_each_token_attends_to_its_own_sequence_up_to_itself(
-    lengths: list[tuple[int, int]], seed: int
+    lengths: list[tuple[int, int]], dtype: torch.dtype, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    cache = KvCache(SHAPE, NUM_BLOCKS, BLOCK_SIZE)
+    cache = KvCache(SHAPE, NUM_BLOCKS, BLOCK_SIZE, dtype=dtype)
     num_kv_heads = SHAPE.num_kv_heads
     rows = random_rows(lengths)
-    whole = [torch.randn(past + new, 2 * num_kv_heads, SHAPE.head_dim) for past, new in lengths]
+    whole = [
+        torch.randn(past + new, 2 * num_kv_heads, SHAPE.head_dim, dtype=dtype)
+        for past, new in lengths
+    ]
     for each, keys_values in zip(rows, whole, strict=True):
         slots = torch.from_numpy(cache.slots(each.block_table, 0, each.start))
         cache.write(0, slots, keys_values[: each.start])
-    queries = torch.randn(sum(new for _, new in lengths), SHAPE.num_heads, SHAPE.head_dim)
+    num_new = sum(new for _, new in lengths)
+    queries = torch.randn(num_new, SHAPE.num_heads, SHAPE.head_dim, dtype=dtype)
     new = torch.cat([kv[past:] for kv, (past, _) in zip(whole, lengths, strict=True)])
-    attended = attend(queries, new, cache, 0, pack(step(*rows), cache, torch.float32))
+    attended = attend(queries, new, cache, 0, pack(step(*rows), cache, dtype))
     expected = [
         reference(own, kv[:, :num_kv_heads], kv[:, num_kv_heads:], past)
         for own, kv, (past, _) in zip(
-            queries.split([new for _, new in lengths]), whole, lengths, strict=True
+            queries.float().split([new for _, new in lengths]),
+            (kv.float() for kv in whole),
+            lengths,
+            strict=True,
         )
     ]
-    torch.testing.assert_close(attended, torch.cat(expected), rtol=1e-5, atol=1e-5)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(
+        attended.float(), torch.cat(expected), rtol=tolerance, atol=tolerance
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 70), min_size=2, max_size=6), st.floats(0, 60))
+def test_single_tokens_do_not_feel_their_company(pasts: list[int], spread: float) -> None:
+    """However far apart the scores are, and however long the others."""
+    cache = KvCache(SHAPE, NUM_BLOCKS, BLOCK_SIZE)
+    rows = random_rows([(past, 1) for past in pasts])
+    everything = torch.randn(NUM_BLOCKS * BLOCK_SIZE, 2 * SHAPE.num_kv_heads, SHAPE.head_dim)
+    cache.write(0, torch.arange(len(everything)), spread * everything)
+    queries = torch.randn(len(rows), SHAPE.num_heads, SHAPE.head_dim)
+    new = torch.randn(len(rows), 2 * SHAPE.num_kv_heads, SHAPE.head_dim)
+    together = attend(queries, new, cache, 0, pack(step(*rows), cache, torch.float32))
+    for index, each in enumerate(rows):
+        part, packed = slice(index, index + 1), pack(step(each), cache, torch.float32)
+        alone = attend(queries[part], new[part], cache, 0, packed)
+        assert torch.equal(together[part], alone)
+    assert together.isfinite().all()
 
 
 @pytest.mark.parametrize("new", [1, 3])
 def test_a_sequence_that_went_wrong_spoils_no_other(new: int) -> None:
-    """What is not a number stays with its row, although rows are padded to one length."""
+    """What is not a number stays with its row, whatever else the step computes."""
     cache = KvCache(SHAPE, NUM_BLOCKS, BLOCK_SIZE)
     bad, good = row("bad", [1], [0, 1], start=6), row("good", [1] * new, [2], start=0)
     cache.write(0, torch.arange(8), torch.full((8, 4, SHAPE.head_dim), torch.nan))

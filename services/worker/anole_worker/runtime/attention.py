@@ -1,14 +1,17 @@
-"""Attention of a packed step's tokens to their own sequences, over the KV pool.
+"""Attention of a packed step's tokens to their own sequences, over the KV pool on a CPU.
 
-Grouped queries are not repeated: for single tokens the query heads that share a key head are
-given as its "positions", for chunks the keys are viewed once per query head, without a copy.
+Single tokens are a compiled loop's, which reads keys and values where they are. Chunks are torch's:
+the keys that query heads share are viewed once per query head, without a copy.
 """
 
+import numpy as np
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from anole_worker.runtime import cpu_attention
 from anole_worker.runtime.kv_cache import KvCache
-from anole_worker.runtime.packed_step import DecodeGroup, PackedStep, PromptChunk
+from anole_worker.runtime.packed_step import DecodeRows, PackedStep, PromptChunk
+from anole_worker.runtime.projection import elements
 
 
 def attend(
@@ -21,28 +24,25 @@ def attend(
     """
     cache.write(layer, packed.slots, keys_values)
     result = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
-    for group in packed.decodes:
-        if group.tokens is None:
-            return _attend_group(queries, cache, layer, group)
-        own = queries.index_select(0, group.tokens)
-        result.index_copy_(0, group.tokens, _attend_group(own, cache, layer, group))
+    if packed.decodes is not None:
+        _attend_rows(result, queries, cache.layer(layer), packed.decodes)
     for chunk in packed.chunks:
         part = slice(chunk.begin, chunk.end)
         result[part] = _attend_chunk(queries[part], keys_values[part], cache, layer, chunk)
     return result
 
 
-def _attend_group(queries: Tensor, cache: KvCache, layer: int, group: DecodeGroup) -> Tensor:
-    """From queries [rows, heads, head_dim] to [rows, heads * head_dim]."""
-    keys, values = cache.read(layer, group.slots)
-    num_kv_heads, _, head_dim = keys.shape
-    attended = scaled_dot_product_attention(
-        queries.view(group.num_rows, num_kv_heads, -1, head_dim),
-        keys.view(num_kv_heads, group.num_rows, -1, head_dim).transpose(0, 1),
-        values.view(num_kv_heads, group.num_rows, -1, head_dim).transpose(0, 1),
-        attn_mask=group.mask,
+def _attend_rows(result: Tensor, queries: Tensor, pool: Tensor, rows: DecodeRows) -> None:
+    room = np.empty(2 * queries.shape[2] + rows.longest, dtype=np.float32)
+    cpu_attention.attend(
+        elements(result),
+        elements(queries),
+        elements(pool),
+        rows.tokens,
+        rows.ends,
+        rows.slots,
+        room,
     )
-    return attended.reshape(group.num_rows, -1)
 
 
 def _attend_chunk(

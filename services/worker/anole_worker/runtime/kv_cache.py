@@ -1,9 +1,9 @@
 """The keys and values of every running sequence, in one pool of blocks a layer.
 
 A layer's pool is [2 * kv_heads, slots, head_dim]: keys of all heads, then values. A slot holds one
-token; block b is the slots from b * block_size on. Single tokens are gathered along the middle
-axis, which copies whole rows of head_dim: on a CPU several times faster than gathering blocks of a
-layout that has the block as its first axis, and it leaves nothing to transpose.
+token; block b is the slots from b * block_size on. A head's tokens of a block lie one after the
+other, so that attention reads them in long runs; and gathering along the middle axis, for chunks of
+prompts, copies whole rows of head_dim, which leaves nothing to transpose.
 """
 
 import math
@@ -66,6 +66,10 @@ class KvCache:
     def write(self, layer: int, slots: Tensor, keys_values: Tensor) -> None:
         """Store [tokens, 2 * kv_heads, head_dim], keys before values, one token a slot."""
         self._layers[layer].index_copy_(1, slots, keys_values.transpose(0, 1))
+
+    def layer(self, layer: int) -> Tensor:
+        """A layer's pool, not copied."""
+        return self._layers[layer]
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Copies of the keys and of the values in the slots, each [kv_heads, slots, head_dim]."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anole_worker.model_shape import SITES, ModelShape
-from anole_worker.runtime import cpu_kernels
+from anole_worker.runtime import cpu_numbers
 from anole_worker.runtime.lora import LayerDelta, SiteDelta
 
 MAX_MODULES = max(len(modules) for modules in SITES)
@@ -22,9 +22,9 @@ RECORD = 1 + MAX_MODULES + (MAX_MODULES + 1) + 1 + MAX_MODULES
 VECTOR = 16
 """Sizes that divide by it let a GPU move 16 bytes at a time, whatever the type."""
 _KINDS = {
-    torch.float32: cpu_kernels.FLOAT32,
-    torch.float16: cpu_kernels.FLOAT16,
-    torch.bfloat16: cpu_kernels.BFLOAT16,
+    torch.float32: cpu_numbers.FLOAT32,
+    torch.float16: cpu_numbers.FLOAT16,
+    torch.bfloat16: cpu_numbers.BFLOAT16,
 }
 
 

@@ -16,24 +16,19 @@ from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row, Step
 from anole_worker.runtime.kv_cache import KvCache
 
-_CALL_COST = 256
-"""Slots read that cost about as much as one more attention call."""
-
-_MAX_GROUP_SLOTS = 1024
-"""So that what one group reads is still in the cache when attention comes to it."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeGroup:
-    """Rows of one new token each and of similar length, padded to the longest."""
+class DecodeRows:
+    """Rows of one new token each."""
 
-    tokens: Tensor | None
-    """[rows]: which of the step's tokens they are; None when they are all of them."""
-    num_rows: int
-    slots: Tensor
-    """[rows * longest]; a row is padded with its own first slot, so never reads another's."""
-    mask: Tensor | None
-    """[rows, 1, 1, longest]: 0 or, on padding, minus infinity; None without padding."""
+    tokens: NDArray[np.int64]
+    """[rows]: which of the step's tokens they are."""
+    ends: NDArray[np.int64]
+    """[rows]: where in `slots` each row's sequence ends."""
+    slots: NDArray[np.int64]
+    """All slots of the sequences, one after the other."""
+    longest: int
+    """Tokens of the longest sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +62,8 @@ class PackedStep:
     """[1, tokens]"""
     slots: Tensor
     """[tokens]: where the new keys and values go."""
-    decodes: tuple[DecodeGroup, ...]
+    decodes: DecodeRows | None
+    """None where no row is of one token."""
     chunks: tuple[PromptChunk, ...]
     segments: tuple[Segment, ...]
     sampled: Tensor
@@ -85,10 +81,7 @@ def pack(step: Step, cache: KvCache, dtype: torch.dtype) -> PackedStep:
         token_ids=torch.tensor([token_id for row in rows for token_id in row.token_ids]),
         positions=_tensor([np.arange(row.start, _end(row)) for row in rows]).unsqueeze(0),
         slots=_tensor([cache.slots(row.block_table, row.start, _end(row)) for row in rows]),
-        decodes=tuple(
-            _decode_group(rows, begins, group, cache, dtype)
-            for group in group_by_length({index: _end(rows[index]) for index in decoding})
-        ),
+        decodes=_decodes(rows, begins, decoding, cache) if decoding else None,
         chunks=tuple(
             _chunk(row, begin, cache, dtype)
             for row, begin in zip(rows, begins, strict=True)
@@ -102,25 +95,6 @@ def pack(step: Step, cache: KvCache, dtype: torch.dtype) -> PackedStep:
     )
 
 
-def group_by_length(lengths: dict[int, int]) -> list[list[int]]:
-    """Part rows, given with their lengths, into groups that are padded to their longest.
-
-    From the longest down, a row opens a new group when the present one is full, or when padding
-    this row and all that are still to come would read more than a further attention call costs.
-    """
-    groups: list[list[int]] = []
-    longest = 0
-    by_length = sorted(lengths, key=lambda index: (-lengths[index], index))
-    for place, index in enumerate(by_length):
-        padding = (longest - lengths[index]) * (len(by_length) - place)
-        is_full = bool(groups) and (len(groups[-1]) + 1) * longest > _MAX_GROUP_SLOTS
-        if not groups or is_full or padding > _CALL_COST:
-            groups.append([])
-            longest = lengths[index]
-        groups[-1].append(index)
-    return [sorted(group) for group in groups]
-
-
 def _end(row: Row) -> int:
     return row.start + len(row.token_ids)
 
@@ -129,28 +103,16 @@ def _tensor(parts: Sequence[NDArray[np.int64]]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def _decode_group(
-    rows: Sequence[Row],
-    begins: Sequence[int],
-    group: Sequence[int],
-    cache: KvCache,
-    dtype: torch.dtype,
-) -> DecodeGroup:
-    lengths = np.array([_end(rows[index]) for index in group])
-    longest = int(lengths.max())
-    slots = np.empty((len(group), longest), dtype=np.int64)
-    for line, index in zip(slots, group, strict=True):
-        own = cache.slots(rows[index].block_table, 0, _end(rows[index]))
-        line[: len(own)] = own
-        line[len(own) :] = own[0]
-    is_padding = torch.from_numpy(np.arange(longest) >= lengths[:, None])
-    return DecodeGroup(
-        tokens=None
-        if len(group) == len(rows)
-        else torch.tensor([begins[index] for index in group]),
-        num_rows=len(group),
-        slots=torch.from_numpy(slots.reshape(-1)),
-        mask=_mask(is_padding, dtype)[:, None, None, :] if is_padding.any() else None,
+def _decodes(
+    rows: Sequence[Row], begins: Sequence[int], decoding: Sequence[int], cache: KvCache
+) -> DecodeRows:
+    own = [cache.slots(rows[index].block_table, 0, _end(rows[index])) for index in decoding]
+    lengths = [len(slots) for slots in own]
+    return DecodeRows(
+        tokens=np.array([begins[index] for index in decoding]),
+        ends=np.cumsum(lengths),
+        slots=np.concatenate(own),
+        longest=max(lengths),
     )
 
 

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anole_worker.adapter_files import OpenAdapter
-from anole_worker.runtime import cpu_kernels
+from anole_worker.runtime import cpu_kernels, cpu_numbers
 from anole_worker.runtime.projection import elements
 from anole_worker.safetensors_header import ITEM_BYTES, TensorSpan
 
 _READ_BYTES = 4 * 1024 * 1024
 """Of a file at once, where its tensors are not larger."""
 _KINDS = {
-    "F32": cpu_kernels.FLOAT32,
-    "F16": cpu_kernels.FLOAT16,
-    "BF16": cpu_kernels.BFLOAT16,
+    "F32": cpu_numbers.FLOAT32,
+    "F16": cpu_numbers.FLOAT16,
+    "BF16": cpu_numbers.BFLOAT16,
 }
 
 

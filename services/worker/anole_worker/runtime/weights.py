@@ -186,8 +186,11 @@ def _norm(weight: Tensor, device: torch.device) -> Tensor:
 
 
 def preferred_dtype(device: torch.device = CPU) -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware, else float32."""
+    """bfloat16 where the device multiplies it in hardware, else float32.
+
+    Processors with AMX have AVX512_BF16, too.
+    """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return torch.bfloat16 if has_tiles else torch.float32
+    is_fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.bfloat16 if is_fast else torch.float32

@@ -1,0 +1,113 @@
+"""Attention of single tokens on a CPU, compiled by numba as cpu_kernels' loops are.
+
+It reads keys and values where they are: torch's attention wants them gathered, and rows of one
+length. Each row is computed by itself and always in the same order.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from anole_worker.runtime.cpu_numbers import compiled, from_bits, narrow, wide
+
+
+@compiled
+def attend(
+    result: Any, queries: Any, pool: Any, tokens: Any, ends: Any, slots: Any, room: Any
+) -> None:
+    """Attend from single tokens to the keys and values of their own sequences.
+
+    Args:
+        result: [tokens, heads * size]; the rows in `tokens` are changed in place.
+        queries: [tokens, heads, size].
+        pool: [2 * kv_heads, slots, size], keys before values.
+        tokens: int64 [rows]: which of the tokens they are.
+        ends: int64 [rows]: where in `slots` each row's sequence ends.
+        slots: int64 [...]: where the tokens of each sequence are, the row's own last.
+        room: float32 [2 * size + longest sequence], to work in.
+    """
+    _, heads, size = queries.shape
+    kv_heads, begin = len(pool) // 2, 0
+    for row in range(len(tokens)):
+        own, begin = slots[begin : ends[row]], ends[row]
+        for head in range(heads):
+            shared = head // (heads // kv_heads)
+            part = result[tokens[row]][head * size : (head + 1) * size]
+            query = queries[tokens[row], head]
+            _attend(part, query, pool[shared], pool[kv_heads + shared], own, room)
+
+
+@compiled
+def _attend(result: Any, query: Any, keys: Any, values: Any, own: Any, room: Any) -> None:
+    size = len(query)
+    numbers, sums = room[:size], room[size : 2 * size]
+    weights = room[2 * size : 2 * size + len(own)]
+    scale = np.float32(1) / np.sqrt(np.float32(size))
+    for index in range(size):
+        numbers[index] = wide(query[index]) * scale
+        sums[index] = np.float32(0)
+    _score(weights, numbers, keys, own)
+    scale = np.float32(1) / _weigh(weights)
+    _mix(sums, weights, values, own)
+    for index in range(size):
+        result[index] = narrow(sums[index] * scale, result)
+
+
+@compiled
+def _score(scores: Any, query: Any, keys: Any, own: Any) -> None:
+    """Each key times the query; four at a time, so that their sums do not wait for each other."""
+    last = len(own) - 1
+    for at in range(0, len(own), 4):
+        near, far, end = min(at + 1, last), min(at + 2, last), min(at + 3, last)
+        one, two, three, four = keys[own[at]], keys[own[near]], keys[own[far]], keys[own[end]]
+        sum_one = sum_two = sum_three = sum_four = np.float32(0)
+        for index in range(len(query)):
+            number = query[index]
+            sum_one += number * wide(one[index])
+            sum_two += number * wide(two[index])
+            sum_three += number * wide(three[index])
+            sum_four += number * wide(four[index])
+        scores[end], scores[far], scores[near], scores[at] = sum_four, sum_three, sum_two, sum_one
+
+
+@compiled
+def _weigh(scores: Any) -> Any:
+    """Make weights of scores, the largest being 1; their sum."""
+    largest = scores.max()
+    total = np.float32(0)
+    for index in range(len(scores)):
+        scores[index] = _exp(scores[index] - largest)
+        total += scores[index]
+    return total
+
+
+@compiled
+def _exp(x: Any) -> Any:
+    """The exponential of what is not above 0, as Cephes has it: a loop over this is vectorised."""
+    x = np.float32(-87) if x < np.float32(-87) else x  # noqa: FURB136 - keeps what is no number
+    power = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    x = x - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)
+    y = np.float32(1.9875691500e-4) * x + np.float32(1.3981999507e-3)
+    y = y * x + np.float32(8.3334519073e-3)
+    y = y * x + np.float32(4.1665795894e-2)
+    y = y * x + np.float32(1.6666665459e-1)
+    y = y * x + np.float32(5.0000001201e-1)
+    return (y * x * x + x + np.float32(1)) * from_bits((np.int64(power) + 127) << 23)
+
+
+@compiled
+def _mix(sums: Any, weights: Any, values: Any, own: Any) -> None:
+    """Add each value times its weight; four at a time, so that the sums are loaded less often."""
+    quads = len(own) - len(own) % 4
+    for at in range(0, quads, 4):
+        one, two, three, four = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
+        first, second = values[own[at]], values[own[at + 1]]
+        third, fourth = values[own[at + 2]], values[own[at + 3]]
+        for index in range(len(sums)):
+            sums[index] += (one * wide(first[index]) + two * wide(second[index])) + (
+                three * wide(third[index]) + four * wide(fourth[index])
+            )
+    for at in range(quads, len(own)):
+        one, first = weights[at], values[own[at]]
+        for index in range(len(sums)):
+            sums[index] += one * wide(first[index])
