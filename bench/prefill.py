@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Step
+from anole_worker.runtime.crew import default_threads
 from bench import adapters, limits
 from bench.hugging_face import PeftBatch
 from bench.interleaving import Call, in_turns
 from bench.load_client import Job
-from bench.rig import TOKEN_BUDGET, Rig, clock, dtypes, linear_weights, name_of, rigged
+from bench.rig import TOKEN_BUDGET, Rig, clock, dtypes, linear_weights, name_of, preferred, rigged
 from bench.section import Plan, progress
 from bench.table import Column, Record, Table
 from bench.worker import Worker, serving
@@ -42,7 +43,8 @@ def measure(plan: Plan) -> list[Table]:
     for dtype in dtypes(plan):
         with rigged(plan, dtype) as rig:
             rows += _all_cases(plan, rig)
-    return [_prefill_table(rows), _prefix_table(asyncio.run(_prefixes(plan)))]
+    shared = [] if plan.is_on_gpu else [_shared_table(list(_shared(plan)))]
+    return [_prefill_table(rows), *shared, _prefix_table(asyncio.run(_prefixes(plan)))]
 
 
 def _all_cases(plan: Plan, rig: Rig) -> Iterator[Record]:
@@ -84,6 +86,48 @@ def _one_case(
         "transformers_ms": times["transformers"].median_s * 1e3,
         "faster": times["transformers"].ratio_to(times["base"]),
     }
+
+
+def _shared(plan: Plan) -> Iterator[Record]:
+    """Prompts by one thread and by several, each with its own rig; wall time."""
+    num_threads = default_threads(torch_threads=1)
+    progress(f"    shared by {num_threads} threads")
+    dtype = preferred(plan)
+    with rigged(plan, dtype) as one, rigged(plan, dtype, num_threads) as several:
+        loaded = {
+            rig: rig.load_distinct(adapters.read_mixed(plan), max(rows for rows, _ in CASES))
+            for rig in (one, several)
+        }
+        for num_rows, num_tokens in CASES[:2] if plan.is_quick else CASES:
+            calls = {
+                str(index): _run(rig, rig.prompts(own[:num_rows], num_tokens))
+                for index, (rig, own) in enumerate(loaded.items())
+            }
+            times = in_turns(calls, max(3, plan.rounds // 5), clock=time.perf_counter)
+            yield {
+                "dtype": name_of(dtype),
+                "prompts": _Prompts(num_rows=num_rows, num_tokens=num_tokens).name,
+                "one_ms": times["0"].median_s * 1e3,
+                "several_ms": times["1"].median_s * 1e3,
+                "threads": num_threads,
+                "faster": times["0"].ratio_to(times["1"]),
+            }
+
+
+def _shared_table(rows: list[Record]) -> Table:
+    return Table(
+        name="shared",
+        title="The same prompts with adapters, shared by threads, wall time",
+        columns=(
+            Column(key="dtype", title="dtype"),
+            Column(key="prompts", title="prompts"),
+            Column(key="one_ms", title="one thread ms", form=".0f"),
+            Column(key="several_ms", title="several ms", form=".0f"),
+            Column(key="threads", title="threads"),
+            Column(key="faster", title="faster", form=".2f", unit="x"),
+        ),
+        rows=tuple(rows),
+    )
 
 
 def _run(rig: Rig, steps: Sequence[Step]) -> Call:

@@ -60,6 +60,7 @@ def settings(plan: Plan, memory_bytes: int) -> dict[str, Any]:
         "max_num_seqs": MAX_ROWS,
         "token_budget": TOKEN_BUDGET,
         "num_threads": 1,
+        "step_threads": 1,
         "device": plan.device,
         "memory_bytes": memory_bytes,
         "longest_step_s": _LONGEST_S,

@@ -56,7 +56,9 @@ def name_of(dtype: torch.dtype) -> str:
 class Rig:
     """A device whose rows each have blocks of their own; row n is always in the same ones."""
 
-    def __init__(self, plan: Plan, dtype: torch.dtype, memd_socket: Path) -> None:
+    def __init__(
+        self, plan: Plan, dtype: torch.dtype, memd_socket: Path, step_threads: int = 1
+    ) -> None:
         self.dtype = dtype
         self.memd_socket = memd_socket
         self.target = torch.device(plan.device)
@@ -66,6 +68,7 @@ class Rig:
             dtype=name_of(dtype),
             memory_bytes=_MEMORY_BYTES,
             num_threads=1,
+            step_threads=step_threads,
             device=plan.device,
             max_num_seqs=MAX_ROWS,
             token_budget=TOKEN_BUDGET,
@@ -155,10 +158,10 @@ def adapter_of(file: AdapterFile, name: str, num_bytes: int) -> Adapter:
 
 
 @contextmanager
-def rigged(plan: Plan, dtype: torch.dtype) -> Iterator[Rig]:
+def rigged(plan: Plan, dtype: torch.dtype, step_threads: int = 1) -> Iterator[Rig]:
     """A rig with a memd of its own."""
     with leasing() as socket:
-        rig = Rig(plan, dtype, socket)
+        rig = Rig(plan, dtype, socket, step_threads)
         try:
             yield rig
         finally:

@@ -161,8 +161,16 @@ class WorkerSettings(Settings):
         default=1,
         ge=1,
         le=1024,
-        description="torch threads. One is best where cores are shared: spinning threads slow "
-        "decoding several times; run more workers instead.",
+        description="torch's threads, each with a part of every product. More than one pays only "
+        "where nothing else wants the processors: they spin, and steps take several times as long.",
+    )
+    step_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Threads that share a step of many tokens, each with some of the tokens, on a "
+        "CPU. Unset: as many as this process may use processors, at most 4, or one where "
+        "num_threads is above 1.",
     )
     drain_s: float = Field(
         default=10.0,

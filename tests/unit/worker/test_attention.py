@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anole_worker.core.step import Row
+from anole_worker.core.step import Row, Step
 from anole_worker.runtime.attention import attend
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.packed_step import pack
@@ -37,6 +37,14 @@ def random_rows(lengths: list[tuple[int, int]]) -> list[Row]:
     return rows
 
 
+def written_and_attended(
+    queries: Tensor, keys_values: Tensor, cache: KvCache, whole: Step
+) -> Tensor:
+    packed = pack(whole, cache, queries.dtype)
+    cache.write(0, packed.slots, keys_values)
+    return attend(queries, keys_values, cache, 0, packed)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
@@ -62,7 +70,7 @@ def test_each_token_attends_to_its_own_sequence_up_to_itself(
     num_new = sum(new for _, new in lengths)
     queries = torch.randn(num_new, SHAPE.num_heads, SHAPE.head_dim, dtype=dtype)
     new = torch.cat([kv[past:] for kv, (past, _) in zip(whole, lengths, strict=True)])
-    attended = attend(queries, new, cache, 0, pack(step(*rows), cache, dtype))
+    attended = written_and_attended(queries, new, cache, step(*rows))
     expected = [
         reference(own, kv[:, :num_kv_heads], kv[:, num_kv_heads:], past)
         for own, kv, (past, _) in zip(
@@ -88,10 +96,10 @@ def test_single_tokens_do_not_feel_their_company(pasts: list[int], spread: float
     cache.write(0, torch.arange(len(everything)), spread * everything)
     queries = torch.randn(len(rows), SHAPE.num_heads, SHAPE.head_dim)
     new = torch.randn(len(rows), 2 * SHAPE.num_kv_heads, SHAPE.head_dim)
-    together = attend(queries, new, cache, 0, pack(step(*rows), cache, torch.float32))
+    together = written_and_attended(queries, new, cache, step(*rows))
     for index, each in enumerate(rows):
-        part, packed = slice(index, index + 1), pack(step(each), cache, torch.float32)
-        alone = attend(queries[part], new[part], cache, 0, packed)
+        part = slice(index, index + 1)
+        alone = written_and_attended(queries[part], new[part], cache, step(each))
         assert torch.equal(together[part], alone)
     assert together.isfinite().all()
 
@@ -104,6 +112,6 @@ def test_a_sequence_that_went_wrong_spoils_no_other(new: int) -> None:
     cache.write(0, torch.arange(8), torch.full((8, 4, SHAPE.head_dim), torch.nan))
     queries = torch.randn(1 + new, SHAPE.num_heads, SHAPE.head_dim)
     keys_values = torch.randn(1 + new, 4, SHAPE.head_dim)
-    attended = attend(queries, keys_values, cache, 0, pack(step(bad, good), cache, torch.float32))
+    attended = written_and_attended(queries, keys_values, cache, step(bad, good))
     assert attended[0].isnan().all()
     assert attended[1:].isfinite().all()

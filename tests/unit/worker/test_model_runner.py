@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row, Sampling, Score, TokenLogprobs
+from anole_worker.runtime import crew
 from anole_worker.runtime.adapters import LoadedAdapter
 from anole_worker.runtime.cpu_batches import CpuBatches
 from anole_worker.runtime.kv_cache import KvCache
@@ -54,15 +55,16 @@ class Model:
         return logits[0, -1]
 
 
-def build(folder: Path, family: str, **fields: object) -> Model:
+def build(folder: Path, family: str, *, num_threads: int = 1, **fields: object) -> Model:
     make_model(folder / "model", family, **fields)
     weights = load_model(folder / "model")
     return Model(
         folder=folder / "model",
         runner=ModelRunner(
             weights,
-            CpuBatches(weights, KvCache(weights.shape, 32, BLOCK_SIZE)),
+            CpuBatches(weights, KvCache(weights.shape, 32, BLOCK_SIZE), num_threads),
             no_grammars(folder / "model"),
+            crew=crew.Crew(num_threads),
         ),
         adapters={},
         oracles={None: load_hf(folder / "model")},
@@ -79,10 +81,20 @@ def add_adapter(model: Model, name: str, **choice: object) -> None:
     model.oracles[name] = load_peft(folder, model.folder)
 
 
-@pytest.fixture(scope="module", params=FAMILY_FIELDS)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Each family, with one adapter of every kind."""
-    model = build(tmp_path_factory.mktemp(request.param), request.param)
+@pytest.fixture(scope="module", params=[(name, n) for name in FAMILY_FIELDS for n in (1, 3)])
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Model]:
+    """Each family, with one adapter of every kind, run by one thread and shared by three."""
+    family, num_threads = request.param
+    model = build(tmp_path_factory.mktemp(family), family, num_threads=num_threads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew, "_LEAST_TOKENS", 4)
+        patch.setattr(crew, "_LEAST_CUT", 2)
+        yield _with_adapters(model)
+
+
+def _with_adapters(model: Model) -> Model:
     add_adapter(model, "all", rank=6, seed=1)
     add_adapter(model, "attention", rank=16, targets=ATTENTION, seed=2, use_rslora=True)
     add_adapter(model, "some", rank=3, targets=["v_proj", "up_proj"], seed=3)
@@ -150,6 +162,16 @@ def test_one_step_mixes_decodes_and_chunks_of_many_lengths_and_adapters(model: M
     }
     for own, each in zip(logits, mixed.rows, strict=True):
         torch.testing.assert_close(own, expected[each.request_id], **TOLERANCE)
+
+
+def test_a_row_attends_to_what_another_computes_in_the_same_step(model: Model) -> None:
+    first, second = tokens(17), [*tokens(12), *tokens(9, 1)]
+    logits = model.logits(
+        row("first", first, SHUFFLED, adapter="all"),
+        row("second", second[12:], [*SHUFFLED[:3], *OTHERS[0]], start=12, adapter="all"),
+    )
+    torch.testing.assert_close(logits[0], model.expected(first, "all"), **TOLERANCE)
+    torch.testing.assert_close(logits[1], model.expected(second, "all"), **TOLERANCE)
 
 
 def test_a_step_of_decodes_runs_every_row_with_its_own_adapter(model: Model) -> None:

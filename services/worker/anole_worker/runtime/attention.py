@@ -17,12 +17,11 @@ from anole_worker.runtime.projection import elements
 def attend(
     queries: Tensor, keys_values: Tensor, cache: KvCache, layer: int, packed: PackedStep
 ) -> Tensor:
-    """Store the new keys and values, then attend to all up to each token's own.
+    """Attend to all keys and values up to each token's own, which are in the cache already.
 
     queries is [tokens, heads, head_dim], keys_values [tokens, 2 * kv_heads, head_dim], both with
     their positions applied. Gives [tokens, heads * head_dim].
     """
-    cache.write(layer, packed.slots, keys_values)
     result = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
     if packed.decodes is not None:
         _attend_rows(result, queries, cache.layer(layer), packed.decodes)

@@ -1,6 +1,10 @@
-"""Lays steps out for a CPU: keys and values by their slots in one pool, adapters by their rows."""
+"""Lays steps out for a CPU: keys and values by their slots in one pool, adapters by their rows.
+
+Steps of many tokens are laid out in parts, for threads that run them at once.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -9,6 +13,7 @@ from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Step
 from anole_worker.runtime.adapters import LoadedAdapter
 from anole_worker.runtime.attention import attend
+from anole_worker.runtime.crew import Turns, shares
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.lora import AdaptedTokens, Deltas, LoopDeltas
 from anole_worker.runtime.lora_rows import RowsBackend
@@ -20,28 +25,56 @@ from anole_worker.runtime.weights import ModelWeights
 class CpuBatches:
     """Steps over one KV pool."""
 
-    def __init__(self, weights: ModelWeights, kv_cache: KvCache) -> None:
-        """Steps must run one after the other."""
+    def __init__(self, weights: ModelWeights, kv_cache: KvCache, num_threads: int = 1) -> None:
+        """num_threads: in so many parts at most. Steps must run one after the other."""
         self._dtype = weights.dtype
         self._kv_cache = kv_cache
+        self._num_threads = num_threads
+        self._num_layers = weights.shape.num_layers
         self._make_deltas: Callable[[Sequence[AdaptedTokens]], Deltas] = LoopDeltas
         if RowsBackend.knows(weights.dtype):
             self._make_deltas = RowsBackend(weights.shape, weights.dtype).deltas
 
-    def make(self, step: Step, adapters: Mapping[Adapter, LoadedAdapter]) -> Batch:
+    def make(self, step: Step, adapters: Mapping[Adapter, LoadedAdapter]) -> list[Batch]:
         """The step, which has rows, as the network wants it."""
+        parts = shares(step, self._num_threads)
+        if len(parts) == 1:
+            return [self._make(step, adapters)]
+        turns = Turns(len(parts), self._num_layers)
+        return [
+            replace(
+                self._make(part, adapters, partial(turns.written, index)),
+                give_up=partial(turns.give_up, index),
+            )
+            for index, part in enumerate(parts)
+        ]
+
+    def _make(
+        self,
+        step: Step,
+        adapters: Mapping[Adapter, LoadedAdapter],
+        written: Callable[[int], None] | None = None,
+    ) -> Batch:
         packed = pack(step, self._kv_cache, self._dtype)
         return Batch(
             token_ids=packed.token_ids,
             positions=packed.positions,
             sampled=packed.sampled,
-            attend=partial(self._attend, packed),
+            attend=partial(self._attend, packed, written),
             deltas=self._make_deltas(adapted_tokens(packed.segments, adapters)),
         )
 
     def _attend(
-        self, packed: PackedStep, queries: Tensor, keys_values: Tensor, layer: int
+        self,
+        packed: PackedStep,
+        written: Callable[[int], None] | None,
+        queries: Tensor,
+        keys_values: Tensor,
+        layer: int,
     ) -> Tensor:
+        self._kv_cache.write(layer, packed.slots, keys_values)
+        if written is not None:
+            written(layer)
         return attend(queries, keys_values, self._kv_cache, layer, packed)
 
 

@@ -22,7 +22,7 @@ from anole_worker.core.host_tier import HostTier
 from anole_worker.core.step import Drawn, Step
 from anole_worker.leases import RegionClient
 from anole_worker.model_shape import ModelShape
-from anole_worker.runtime import accelerator
+from anole_worker.runtime import accelerator, crew
 from anole_worker.runtime.adapter_memory import AdapterMemory, RegionAdapters, TieredAdapters
 from anole_worker.runtime.cpu_batches import CpuBatches
 from anole_worker.runtime.grammar import GrammarRefused, Grammars
@@ -107,8 +107,14 @@ class Device:
             block_size=settings.block_size,
             dtype=self._dtype,
         )
+        num_threads = settings.step_threads or crew.default_threads(settings.num_threads)
         return _Parts(
-            runner=ModelRunner(weights, CpuBatches(weights, cache), self._grammars),
+            runner=ModelRunner(
+                weights,
+                CpuBatches(weights, cache, num_threads),
+                self._grammars,
+                crew=crew.Crew(num_threads),
+            ),
             give_back=cache.give_back,
             compact=lambda: 0,  # the processor's memory is mapped by the page anyway
             adapters=RegionAdapters(self._regions, self._packing),

@@ -42,8 +42,8 @@ class GpuBatches:
     def __init__(self, parts: GpuParts) -> None:
         self._parts = parts
 
-    def make(self, step: Step, adapters: Mapping[Adapter, LoadedAdapter]) -> Batch:
-        """The step, which has rows, as the network wants it.
+    def make(self, step: Step, adapters: Mapping[Adapter, LoadedAdapter]) -> list[Batch]:
+        """The step, which has rows, as the network wants it: in one.
 
         Raises:
             torch.OutOfMemoryError: there is no memory for a block.
@@ -83,7 +83,7 @@ class GpuBatches:
         )
         begins = [int(end) - len(row.token_ids) for row, end in zip(rows, ends, strict=True)]
         adapted = adapted_tokens(segments_of(rows, begins, ends.tolist()), adapters)
-        return Batch(
+        batch = Batch(
             token_ids=on_device[token_ids],
             positions=on_device[positions].unsqueeze(0),
             sampled=on_device[sampled],
@@ -95,6 +95,7 @@ class GpuBatches:
             ),
             deltas=self._parts.lora.deltas(adapted) if adapted else LoopDeltas(()),
         )
+        return [batch]
 
 
 class _Numbers:

@@ -20,15 +20,16 @@ from anole_worker.runtime.projection import elements
 
 MAX_RANK = 256
 
+Room = NDArray[np.float32]
+
 _MOST_TOKENS = {torch.float32: 8, torch.bfloat16: 16}
 """Of one adapter in a step that the loop takes; and the types that it knows."""
 
 
 class RowsBackend:
-    """What all steps on one CPU share: the model's sizes, and room to work in."""
+    """What all steps on one CPU share: the model's sizes."""
 
     def __init__(self, shape: ModelShape, dtype: torch.dtype) -> None:
-        """Steps must run one after the other."""
         dims = shape.module_dims
         self._most = _MOST_TOKENS[dtype]
         self._columns = [
@@ -36,7 +37,7 @@ class RowsBackend:
         ]
         self._sizes = [np.array([dims[module][1] for module in modules]) for modules in SITES]
         longest = max(max(sizes) for sizes in dims.values())
-        self._room = np.empty(longest + MAX_MODULES * MAX_RANK, dtype=np.float32)
+        self._room_size = longest + MAX_MODULES * MAX_RANK
 
     @staticmethod
     def knows(dtype: torch.dtype) -> bool:
@@ -47,10 +48,14 @@ class RowsBackend:
         """Of one step; every adapter has its table."""
         few = [tokens for tokens in adapted if tokens.end - tokens.begin <= self._most]
         many = [tokens for tokens in adapted if tokens.end - tokens.begin > self._most]
-        return RowsDeltas(self, _tiles(few), LoopDeltas(many))
+        room = np.empty(self._room_size, dtype=np.float32)
+        return RowsDeltas(self, _tiles(few), LoopDeltas(many), room)
 
-    def add(self, y: Tensor, x: Tensor, tiles: NDArray[np.int64], layer: int, site: int) -> None:
-        """Add what the tiles' adapters make of x at one site."""
+    def add(
+        self, y: Tensor, x: Tensor, tiles: NDArray[np.int64], place: tuple[int, int], room: Room
+    ) -> None:
+        """Add what the tiles' adapters make of x at a layer's site."""
+        layer, site = place
         cpu_kernels.add_deltas(
             elements(y),
             elements(x),
@@ -58,23 +63,27 @@ class RowsBackend:
             (layer * len(SITES) + site) * RECORD,
             self._columns[site],
             self._sizes[site],
-            self._room,
+            room,
         )
 
 
 class RowsDeltas:
     """The Deltas of one step."""
 
-    __slots__ = ("_backend", "_many", "_tiles")
+    __slots__ = ("_backend", "_many", "_room", "_tiles")
 
-    def __init__(self, backend: RowsBackend, tiles: NDArray[np.int64], many: LoopDeltas) -> None:
+    def __init__(
+        self, backend: RowsBackend, tiles: NDArray[np.int64], many: LoopDeltas, room: Room
+    ) -> None:
+        """room: to work in, for one thread."""
         self._backend = backend
+        self._room = room
         self._tiles = tiles
         self._many = many
 
     def add(self, y: Tensor, x: Tensor, layer: int, site: int) -> None:
         if len(self._tiles):
-            self._backend.add(y, x, self._tiles, layer, site)
+            self._backend.add(y, x, self._tiles, (layer, site), self._room)
         self._many.add(y, x, layer, site)
 
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Drawn, Score, Step, TokenLogprobs
 from anole_worker.runtime.adapters import LoadedAdapter
+from anole_worker.runtime.crew import Crew
 from anole_worker.runtime.grammar import Grammars
 from anole_worker.runtime.logprobs import score
 from anole_worker.runtime.network import Batch, Network
@@ -23,7 +25,8 @@ _SCORED_AT_ONCE = 64
 class Batches(Protocol):
     """Lays steps out for the device that they run on."""
 
-    def make(self, step: Step, adapters: Mapping[Adapter, LoadedAdapter]) -> Batch: ...
+    def make(self, step: Step, adapters: Mapping[Adapter, LoadedAdapter]) -> list[Batch]:
+        """Several are to run at once; their tokens stand in the step's order."""
 
 
 class Decodes(Protocol):
@@ -42,11 +45,14 @@ class ModelRunner:
         batches: Batches,
         grammars: Grammars,
         decodes: Decodes | None = None,
+        crew: Crew | None = None,
     ) -> None:
+        """crew: where batches may be several."""
         self._network = Network(weights)
         self._batches = batches
         self._grammars = grammars
         self._decodes = decodes
+        self._crew = crew
 
     @torch.inference_mode()
     def run(self, step: Step, adapters: Mapping[Adapter, LoadedAdapter]) -> list[Drawn]:
@@ -90,9 +96,14 @@ class ModelRunner:
         logits = self._decodes.logits(step, adapters) if self._decodes is not None else None
         if logits is not None:
             return None, logits
-        batch = self._batches.make(step, adapters)
-        x = self._network.states(batch)
-        return x, self._network.head(x[batch.sampled])
+        batches = self._batches.make(step, adapters)
+        if self._crew is None or len(batches) == 1:
+            (batch,) = batches
+            x = self._network.states(batch)
+            return x, self._network.head(x[batch.sampled])
+        parts = self._crew.run([partial(self._network.states, batch) for batch in batches])
+        sampled = [x[batch.sampled] for x, batch in zip(parts, batches, strict=True)]
+        return torch.cat(parts), self._network.head(torch.cat(sampled))
 
     def _score(self, x: Tensor, wanted: Score) -> tuple[TokenLogprobs, ...]:
         found: list[TokenLogprobs] = []

@@ -36,6 +36,8 @@ class Batch:
     """[rows that sample]: the last token of each."""
     attend: Attend
     deltas: Deltas
+    give_up: Callable[[], None] = lambda: None
+    """To be called when its pass fails, so that batches that run beside it do not wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,13 @@ class Network:
 
     def states(self, batch: Batch) -> Tensor:
         """The state of each token behind the last layer: [tokens, hidden] float32."""
+        try:
+            return self._states(batch)
+        except BaseException:
+            batch.give_up()
+            raise
+
+    def _states(self, batch: Batch) -> Tensor:
         inputs = self._inputs(batch)
         x = self.weights.embedding[batch.token_ids].float()
         for index, layer in enumerate(self.weights.layers):
