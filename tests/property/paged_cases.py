@@ -132,13 +132,13 @@ def run(case: Case, device_name: str) -> NDArray[np.float64]:
         ]
         stored = torch.cat(pasts).to(device)
         _attend(
-            batches.make(past, {}),
+            *batches.make(past, {}),
             stored.new_zeros(len(stored), *numbers.queries.shape[1:]),
             stored,
         )
     new = [kv[start:] for (start, _), kv in zip(case.lengths, numbers.keys_values, strict=True)]
     attended = _attend(
-        batches.make(step, {}), numbers.queries.to(device), torch.cat(new).to(device)
+        *batches.make(step, {}), numbers.queries.to(device), torch.cat(new).to(device)
     )
     result: NDArray[np.float64] = attended.cpu().double().numpy()
     return result

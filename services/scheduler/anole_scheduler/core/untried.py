@@ -40,3 +40,8 @@ class Untried:
         self.are_any = self._are_all = False
         self._some.clear()
         return chosen
+
+    def check_invariants(self) -> None:
+        """What is kept for speed agrees with what it is made of; for tests."""
+        assert self.are_any == (self._are_all or bool(self._some))
+        assert not (self._are_all and self._some)

@@ -22,9 +22,9 @@ from anole_worker.core.host_tier import HostTier
 from anole_worker.core.step import Drawn, Step
 from anole_worker.leases import RegionClient
 from anole_worker.model_shape import ModelShape
-from anole_worker.runtime import accelerator, crew
+from anole_worker.runtime import accelerator
 from anole_worker.runtime.adapter_memory import AdapterMemory, RegionAdapters, TieredAdapters
-from anole_worker.runtime.cpu_batches import CpuBatches
+from anole_worker.runtime.cpu_runner import CpuRunner
 from anole_worker.runtime.grammar import GrammarRefused, Grammars
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.model_runner import ModelRunner
@@ -101,21 +101,12 @@ class Device:
 
     def _on_cpu(self, weights: ModelWeights, settings: WorkerSettings, _: Clock) -> _Parts:
         memory_bytes = accelerator.memory_bytes(settings, None)
-        cache = KvCache(
-            weights.shape,
-            num_blocks=memory_bytes // self.block_bytes,
-            block_size=settings.block_size,
-            dtype=self._dtype,
-        )
-        num_threads = settings.step_threads or crew.default_threads(settings.num_threads)
+        num_blocks = memory_bytes // self.block_bytes
+        cpu = CpuRunner(weights, settings, self._grammars, num_blocks)
+        cpu.warm_up()
         return _Parts(
-            runner=ModelRunner(
-                weights,
-                CpuBatches(weights, cache, num_threads),
-                self._grammars,
-                crew=crew.Crew(num_threads),
-            ),
-            give_back=cache.give_back,
+            runner=cpu.runner,
+            give_back=cpu.cache.give_back,
             compact=lambda: 0,  # the processor's memory is mapped by the page anyway
             adapters=RegionAdapters(self._regions, self._packing),
             memory_bytes=memory_bytes,

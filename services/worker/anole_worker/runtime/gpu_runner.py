@@ -3,18 +3,15 @@
 Only a worker with a GPU imports this, and Triton with it.
 """
 
-import torch
-
-from anole_shared.ids import AdapterId, RequestId
+from anole_shared.ids import RequestId
 from anole_shared.units import div_ceil
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row, Sampling, Step
-from anole_worker.runtime.adapters import LoadedAdapter
 from anole_worker.runtime.decode_graphs import DecodeGraphs, Recorder, buckets
 from anole_worker.runtime.gpu_batches import GpuBatches, GpuParts
 from anole_worker.runtime.grammar import Grammars
+from anole_worker.runtime.idle_adapter import IDLE, load_idle
 from anole_worker.runtime.kv_blocks import KvBlocks
-from anole_worker.runtime.lora_table import empty_table
 from anole_worker.runtime.lora_triton import TritonBackend
 from anole_worker.runtime.model_runner import ModelRunner
 from anole_worker.runtime.network import Network
@@ -24,9 +21,6 @@ from anole_worker.settings import WorkerSettings
 
 _COSTLY = Sampling(temperature=1.0, top_p=0.9, logprobs=1, logit_bias=((0, 0.0),))
 """A way to draw that takes as much memory as any."""
-
-_IDLE = Adapter(adapter_id=AdapterId("warm-up"), generation="", num_bytes=0, rank=1)
-"""Changes nothing."""
 
 
 class GpuRunner:
@@ -69,13 +63,12 @@ class GpuRunner:
         It compiles kernels, those that prompts of adapters run among them, and shows how much
         memory steps take.
         """
-        table = empty_table(self.blocks.shape).to(self.blocks.device)
-        idle = LoadedAdapter(_IDLE.adapter_id, _IDLE.generation, (), torch.empty(0), table)
+        idle = load_idle(self.blocks.shape, self.blocks.device)
         runs = [(size, size // 2) for size in buckets(self._max_tokens)]
         for num_tokens, num_single in (*runs, (self._max_tokens, self._max_tokens - 1)):
-            for adapter in (None, _IDLE):
+            for adapter in (None, IDLE):
                 step = self._step(num_tokens, min(num_single, self._max_num_seqs - 1), adapter)
-                self.runner.run(step, {_IDLE: idle})
+                self.runner.run(step, {IDLE: idle})
         self.blocks.give_back(range(self._max_num_seqs))
 
     def _step(self, num_tokens: int, num_single: int, adapter: Adapter | None) -> Step:

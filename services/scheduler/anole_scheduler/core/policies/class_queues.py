@@ -276,4 +276,5 @@ class ClassQueues:
         assert sum(len(queue.line) for queue in self._queues) == len(self._class_of)
         for number, queue in enumerate(self._queues):
             queue.line.check_invariants()
+            queue.untried.check_invariants()
             assert all(self._class_of[p.request.request_id] == number for p in queue.line)

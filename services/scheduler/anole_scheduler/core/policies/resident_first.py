@@ -186,6 +186,7 @@ class ResidentFirst:
 
     def check_invariants(self) -> None:
         self._line.check_invariants()
+        self._untried.check_invariants()
         needing = {r: a for a, requests in self._needing.items() for r in requests}
         asides = {r: aside.progress.request.adapter_id for r, aside in self._aside.items()}
         assert needing == asides

@@ -60,3 +60,4 @@ class SingleLine:
 
     def check_invariants(self) -> None:
         self._line.check_invariants()
+        self._untried.check_invariants()
