@@ -1,7 +1,7 @@
 """Random rows over blocks anywhere in memory: the plain reference, and the kernels run on them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from anole_shared.units import div_ceil
 from anole_worker.core.step import Row, Sampling, Step
 from anole_worker.model_shape import ModelShape
 from anole_worker.runtime.kv_blocks import KvBlocks
+from anole_worker.runtime.network import Batch
 
 NUM_LAYERS, LAYER = 2, 1
 NUM_BLOCKS = 200
@@ -132,13 +133,13 @@ def run(case: Case, device_name: str) -> NDArray[np.float64]:
         ]
         stored = torch.cat(pasts).to(device)
         _attend(
-            *batches.make(past, {}),
+            batches.make(past, {}),
             stored.new_zeros(len(stored), *numbers.queries.shape[1:]),
             stored,
         )
     new = [kv[start:] for (start, _), kv in zip(case.lengths, numbers.keys_values, strict=True)]
     attended = _attend(
-        *batches.make(step, {}), numbers.queries.to(device), torch.cat(new).to(device)
+        batches.make(step, {}), numbers.queries.to(device), torch.cat(new).to(device)
     )
     result: NDArray[np.float64] = attended.cpu().double().numpy()
     return result
@@ -155,8 +156,9 @@ def _past(row: Row) -> Row:
     )
 
 
-def _attend(batch: Any, queries: Tensor, keys_values: Tensor) -> Tensor:
+def _attend(batches: Sequence[Batch], queries: Tensor, keys_values: Tensor) -> Tensor:
     """With both as parts of one matrix, as a layer has them."""
+    (batch,) = batches
     both = torch.cat((queries, keys_values), dim=1)
     own, rest = both.tensor_split((queries.shape[1],), dim=1)
     attended: Tensor = batch.attend(own, rest, LAYER)
