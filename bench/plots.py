@@ -1,4 +1,4 @@
-"""Plots for docs/performance.md, as SVG: the two tables that are long to read."""
+"""Plots for docs/performance.md, as SVG: the tables that are long to read."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -53,6 +53,24 @@ def _steps(table: Table) -> Figure:
         ax.set_title(f"{dtype}, {num_rows} rows", loc="left", fontsize=9)
         ax.set_xlim(left=0.9)
     axes[-1].set_xlabel("a decode step with adapters / without (black: if only read, red: aim)")
+    figure.tight_layout()
+    return figure
+
+
+def _peers(table: Table) -> Figure:
+    """Tokens a second of each server at each load, all requests with adapters."""
+    mixed = tuple(row for row in table.rows if row["adapters"] != "base")
+    levels = _grouped(mixed, ("streams",))
+    figure = Figure(figsize=(8, 2.0))
+    axes: Any = figure.subplots(1, len(levels), sharey=True, squeeze=False)[0]
+    for ax, ((streams,), rows) in zip(axes, levels.items(), strict=True):
+        rates: list[Any] = [row["tokens_per_s"] for row in rows]
+        colours = [_COLOURS["chameleon" if row["peer"] == "anole" else "lru"] for row in rows]
+        ax.bar_label(ax.barh([row["peer"] for row in rows], rates, color=colours), fmt="%.0f")
+        ax.set_title(f"{streams} stream{'s' * (streams != 1)}", loc="left", fontsize=9)
+        ax.set_xlim(right=1.2 * max(rates))
+        ax.set_xlabel("tokens/s")
+    axes[0].invert_yaxis()
     figure.tight_layout()
     return figure
 
@@ -134,6 +152,7 @@ def _grouped(
 
 _PLOTS: Mapping[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "steps": (("steps",), _steps),
+    "peers": (("peers",), _peers),
     "memd-demand": (("memd-demand",), _demand),
     "reclaim": (("reclaim-sizes", "reclaim-occupancy"), _reclaim),
     "policies": (("policies-hits", "policies-waits"), _policies),

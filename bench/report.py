@@ -23,6 +23,7 @@ from bench.peers import report as peers
 from bench.section import progress
 from bench.table import Column, Table
 
+PEERS = "peers"
 PAGE = SOURCE / "docs" / "performance.md"
 _BLOCK = re.compile(r"(<!-- bench ([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
@@ -46,24 +47,26 @@ def marks(page: str) -> frozenset[str]:
 
 def tables(results: Iterable[Result]) -> dict[str, Table]:
     """All tables by name; a later result's take the place of an earlier one's."""
-    return {
-        found.name: found
-        for result in results
-        for section in result.get("sections", {}).values()
-        for found in map(table.from_json, section["tables"])
-    }
+    found: dict[str, Table] = {}
+    for result in results:
+        for section in result.get("sections", {}).values():
+            found |= {one.name: one for one in map(table.from_json, section["tables"])}
+        if "summary" in result:
+            rows = tuple(result["summary"])
+            found[PEERS] = Table(name=PEERS, title="", columns=(), rows=rows)
+    return found
 
 
 def blocks(results: Sequence[Result]) -> dict[str, str]:
     """What stands between the marks, by name."""
-    found = {name: one.markdown() for name, one in tables(results).items()}
+    found = {name: one.markdown() for name, one in tables(results).items() if name != PEERS}
     for result in results:
         if "guest" in result:
             found["reclaim-machine"] = guest_machine(result)
-        elif "machine" in result:
+        elif "sections" in result:
             found["machine"] = machine(result)
         if "summary" in result:
-            found["peers"] = peers.table(result["summary"]).strip()
+            found[PEERS] = peers.table(result["summary"]).strip()
         if "stall" in result:
             found["peers-stall"] = _stalls(result["stall"]).markdown()
     return found

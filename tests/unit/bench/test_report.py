@@ -70,3 +70,20 @@ def test_the_plots_are_the_same_for_the_same_figures(tmp_path: Any) -> None:
     assert [path.name for path in plots.draw(tables, first)] == ["policies.svg"]
     assert [path.name for path in plots.draw(tables, second)] == ["policies.svg"]
     assert (first / "policies.svg").read_bytes() == (second / "policies.svg").read_bytes()
+
+
+def test_results_of_other_servers_fill_their_block_and_have_a_plot(tmp_path: Any) -> None:
+    one = dict.fromkeys(
+        ("ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "itl_p99_ms", "itl_max_ms"), 1.0
+    )
+    one |= {"cpu_ms_per_token": 1.0, "memory_mib": 1.0, "errors": 0, "cut": False}
+    rows = [
+        one
+        | {"peer": peer, "variant": "", "streams": streams, "adapters": "8 adapters"}
+        | {"tokens_per_s": rate, "anole_over_peer": 8 / rate}
+        for peer, rate in (("anole", 8.0), ("vllm", 2.0))
+        for streams in (1, 8)
+    ]
+    results = [{"summary": rows, "machine": {}}]
+    assert "| vllm |" in report.blocks(results)["peers"]
+    assert [path.name for path in plots.draw(report.tables(results), tmp_path)] == ["peers.svg"]
