@@ -116,8 +116,8 @@ class _Stack:
 
     async def _worker_s(self, trace: TraceId) -> float:
         """From the worker's getting the request to its first token."""
-        spans = await self._traces.spans(trace, {SpanName.SEQUENCE, SpanName.DECODE})
-        return spans[SpanName.DECODE].begin_s - spans[SpanName.SEQUENCE].begin_s
+        begins_s = await self._traces.begins_s(trace, {SpanName.SEQUENCE, SpanName.DECODE})
+        return begins_s[SpanName.DECODE] - begins_s[SpanName.SEQUENCE]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

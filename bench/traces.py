@@ -15,14 +15,6 @@ _ARRIVE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
-    """When a span began and ended, by its own process's clock."""
-
-    begin_s: float
-    end_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class TraceId:
     """Of a request that a client sends; its services' spans belong to it."""
 
@@ -35,22 +27,22 @@ class TraceId:
 
 
 class Collector:
-    """Keeps the spans that come over OTLP, by trace and name; the last of several of a name."""
+    """Keeps when spans began that come over OTLP, by trace and name; the last of several."""
 
     def __init__(self) -> None:
         self.endpoint = ""
-        self._spans: dict[str, dict[str, Times]] = defaultdict(dict)
+        self._begins_s: dict[str, dict[str, float]] = defaultdict(dict)
         self._more = asyncio.Condition()
 
-    async def spans(self, trace: TraceId, names: set[str]) -> dict[str, Times]:
-        """Those of a trace, once all of names are among them.
+    async def begins_s(self, trace: TraceId, names: set[str]) -> dict[str, float]:
+        """Those of a trace's spans by their own process's clock, once all of names are there.
 
         Raises:
             TimeoutError: they do not come.
         """
         async with asyncio.timeout(_ARRIVE_S), self._more:
-            await self._more.wait_for(lambda: names <= self._spans[trace.hex].keys())
-        return self._spans[trace.hex]
+            await self._more.wait_for(lambda: names <= self._begins_s[trace.hex].keys())
+        return self._begins_s[trace.hex]
 
     async def take(self, request: web.Request) -> web.Response:
         """One batch of spans, as an exporter sends it."""
@@ -58,8 +50,8 @@ class Collector:
         for resource in batch.resource_spans:
             for scope in resource.scope_spans:
                 for span in scope.spans:
-                    times = Times(span.start_time_unix_nano / 1e9, span.end_time_unix_nano / 1e9)
-                    self._spans[span.trace_id.hex()][span.name] = times
+                    begins_s = self._begins_s[span.trace_id.hex()]
+                    begins_s[span.name] = span.start_time_unix_nano / 1e9
         async with self._more:
             self._more.notify_all()
         return web.Response()

@@ -91,6 +91,7 @@ def found(
     gpu = GpuRunner(weights, settings, no_grammars(model), recorder)
     if device.type == "cuda":
         gpu.warm_up()
+        assert gpu.blocks.num_with_memory == 0
     if isinstance(recorder, Same):
         assert recorder.num_recorded == 2 * len([1, 2, 4, 6])
     adapters = loaded(folders, model, device)

@@ -73,13 +73,13 @@ class Device:
         self._dtype = preferred_dtype(target) if auto else getattr(torch, settings.dtype)
         self._packing = packing_on(target, self._dtype)
         self.block_bytes = KvCache.bytes_per_token(shape, self._dtype) * settings.block_size
-        if target.type == "cpu":
+        if self.is_on_cpu:
             self._check_memory_bytes(accelerator.memory_bytes(settings, None))
         self._regions = regions
         most = settings.max_num_seqs + MAX_NUM_WAITING
         self._grammars = Grammars(model_dir, shape, max_held=most)
         weights = load_model(model_dir, dtype=self._dtype, device=target)
-        make = self._on_cpu if target.type == "cpu" else self._on_gpu
+        make = self._on_cpu if self.is_on_cpu else self._on_gpu
         self._parts = make(weights, settings, clock)
         self.memory_bytes = self._parts.memory_bytes
         """What blocks and adapters share."""
