@@ -41,25 +41,6 @@ def normalise(normed: Any, x: Any, weight: Any, epsilon: float) -> None:
 
 
 @compiled
-def refine(logits: Any, x: Any, weight: Any, margin: float) -> None:
-    """Compute the logits again that are within a margin of their row's largest, in float32.
-
-    logits are float32 [rows, vocab], rounded to bfloat16 by the product that made them, so that
-    among large ones many are equal. x is [rows, hidden], weight [vocab, hidden].
-    """
-    rows, size = logits.shape
-    hidden = x.shape[1]
-    for row in range(rows):
-        largest = logits[row].max()
-        for token in range(size):
-            if logits[row, token] >= largest - np.float32(margin):
-                total = np.float32(0)
-                for index in range(hidden):
-                    total += wide(x[row, index]) * wide(weight[token, index])
-                logits[row, token] = total
-
-
-@compiled
 def add_deltas(
     y: Any, x: Any, tiles: Any, record: int, columns: Any, sizes: Any, room: Any
 ) -> None:

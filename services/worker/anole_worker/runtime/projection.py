@@ -1,12 +1,15 @@
 """A weight matrix, laid out once for products with few rows, which is what decoding asks for.
 
 On a CPU, torch's own matrix product copies the weights into its cache-friendly layout at every
-call. With the 8 to 16 rows of a decode step that costs about as much as the product itself;
-oneDNN can keep them in its layout instead (measured on an AVX-512 machine, fp32, one thread:
-8 rows through all matrices of SmolLM2-135M take 44 ms instead of 74, 1 row and 256 rows the same).
+call. With the 8 to 16 rows of a decode step that costs about as much as the product itself. In
+float32, oneDNN can keep them in its layout instead (measured on an AVX-512 machine, one thread: 8
+rows through all matrices of SmolLM2-135M take 44 ms instead of 74, 1 row and 256 rows the same). In
+bfloat16 we have our own layout and loop (cpu_products), unless the processor has AMX, which oneDNN
+knows how to use.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,33 +17,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from anole_worker.runtime import cpu_kernels
+from anole_worker.runtime import cpu_products
 
-_PACKED = (torch.float32, torch.bfloat16)
 _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 _SLOW_ROWS, _FAST_ROWS = 2, 4
 """One or two take oneDNN longer than four: 39 and 45 ms through all matrices of SmolLM2-135M, and
-35 with the padding (Zen 4, fp32; in bfloat16 19 and 21, and 17)."""
-_MARGIN = 1.0
-"""How far below the largest logits are computed again: several times what rounding moves them."""
+35 with the padding (Zen 4, fp32)."""
+_NOTHING: NDArray[np.generic] = np.empty(0, dtype=np.uint16)
 
 _reorder: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _linear: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_has_amx: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
 
 
 class Projection:
     """y = x W^T + bias over the rows of x; made of a dense [out, in] weight."""
 
-    __slots__ = ("_bias", "_weight")
+    __slots__ = ("_bias", "_weight", "packed")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Keeps its own copy of the weight: the caller can free what it passed."""
         self._bias = bias
-        self._weight = (
-            _reorder(weight) if _reorder is not None and _is_packed_here(weight) else weight
-        )
+        self.packed = _packed(weight, bias) if _is_ours(weight) and not _has_amx() else None
+        """What the compiled loops take in the weight's place, where it is kept for them."""
+        if self.packed is not None:
+            weight = weight.new_empty(0)
+        elif _reorder is not None and _is_known_to_onednn(weight):
+            weight = _reorder(weight)
+        self._weight = weight
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.packed is not None:
+            return self.packed.multiply(x, x.dtype)
         if not self._weight.is_mkldnn or _linear is None:
             return functional.linear(x, self._weight, self._bias)
         if len(x) > _SLOW_ROWS:
@@ -50,33 +58,55 @@ class Projection:
 
 
 class Head:
-    """Logits out of final states: exact in float32 where they decide, whatever the weights' type.
+    """Logits out of final states: exact in float32, whatever the weights' type.
 
-    The dense weight may be the embedding's. In bfloat16 the product rounds its results, which
-    makes the largest logits equal by the dozen: those near the largest are computed again.
+    Rounded to bfloat16, the largest logits would be equal by the dozen. The dense weight may be the
+    embedding's.
     """
 
-    __slots__ = ("_packed", "_weight")
+    __slots__ = ("_weight", "packed")
 
     def __init__(self, weight: Tensor) -> None:
-        """Keeps the weight, and in bfloat16 on a CPU a second copy in oneDNN's layout."""
+        """Keeps the weight, and in bfloat16 on a CPU a second copy in the loops' layout."""
         self._weight = weight
-        is_doubled = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-        self._packed = Projection(weight) if is_doubled else None
+        self.packed = _packed(weight, None) if _is_ours(weight) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """From [rows, hidden] to [rows, vocab] float32."""
         if x.is_cuda and x.dtype != torch.float32:
             # Its sums are float32 anyway; here they are not rounded, so that none become equal.
             return torch.mm(x, self._weight.t(), out_dtype=torch.float32)
-        if self._packed is not None:
-            logits = self._packed(x).float()
-            cpu_kernels.refine(elements(logits), elements(x), elements(self._weight), _MARGIN)
-            return logits
-        if _linear is not None and _is_packed_here(x) and len(x) > 1:
+        if self.packed is not None:
+            return self.packed.multiply(x, torch.float32)
+        if _linear is not None and _is_known_to_onednn(x) and len(x) > 1:
             # oneDNN multiplies dense weights as well, but is no faster for one row.
             return _linear(x, self._weight, None, "none", [], "")
         return functional.linear(x, self._weight).float()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """A weight of bfloat16 as the compiled loops read it."""
+
+    num_out: int
+    blocks: NDArray[np.generic]
+    """See cpu_products.pack()."""
+    bias: NDArray[np.generic]
+    """[num_out], or [0] where there is none."""
+
+    def multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The product with bfloat16 [rows, in], rounded to a type: [rows, out]."""
+        y = x.new_empty(len(x), self.num_out, dtype=dtype)
+        cpu_products.multiply(elements(y), elements(x.contiguous()), self.blocks, self.bias)
+        return y
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> Packed:
+    return Packed(
+        num_out=len(weight),
+        blocks=elements(cpu_products.pack(weight)),
+        bias=_NOTHING if bias is None else elements(bias),
+    )
 
 
 def elements(tensor: Tensor) -> NDArray[np.generic]:
@@ -87,5 +117,10 @@ def elements(tensor: Tensor) -> NDArray[np.generic]:
     return found
 
 
-def _is_packed_here(tensor: Tensor) -> bool:
-    return tensor.dtype in _PACKED and tensor.device.type == "cpu"
+def _is_ours(weight: Tensor) -> bool:
+    is_even = weight.shape[-1] % 2 == 0
+    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and is_even
+
+
+def _is_known_to_onednn(tensor: Tensor) -> bool:
+    return tensor.dtype in {torch.float32, torch.bfloat16} and tensor.device.type == "cpu"
