@@ -112,9 +112,10 @@ def _peft_warnings_ignored() -> Iterator[None]:
         yield
 
 
-def load_adapter(folder: Path, model: Path) -> LoadedAdapter:
+def load_adapter(folder: Path, model: Path, dtype: torch.dtype = torch.float32) -> LoadedAdapter:
+    """For a base model of that type."""
     file = adapter_files.read(folder, model_shape.read(model))
-    packing = packing_on(torch.device("cpu"), torch.float32)
+    packing = packing_on(torch.device("cpu"), dtype)
     return load(file, bytearray(packing.num_bytes(file)), packing)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anole_worker.runtime.cpu_numbers import compiled, from_bits, narrow, wide
+from anole_worker.runtime.cpu_numbers import compiled, exp, narrow, wide
 
 
 @compiled
@@ -76,23 +76,9 @@ def _weigh(scores: Any) -> Any:
     largest = scores.max()
     total = np.float32(0)
     for index in range(len(scores)):
-        scores[index] = _exp(scores[index] - largest)
+        scores[index] = exp(scores[index] - largest)
         total += scores[index]
     return total
-
-
-@compiled
-def _exp(x: Any) -> Any:
-    """The exponential of what is not above 0, as Cephes has it: a loop over this is vectorised."""
-    x = np.float32(-87) if x < np.float32(-87) else x  # noqa: FURB136 - keeps what is no number
-    power = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
-    x = x - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)
-    y = np.float32(1.9875691500e-4) * x + np.float32(1.3981999507e-3)
-    y = y * x + np.float32(8.3334519073e-3)
-    y = y * x + np.float32(4.1665795894e-2)
-    y = y * x + np.float32(1.6666665459e-1)
-    y = y * x + np.float32(5.0000001201e-1)
-    return (y * x * x + x + np.float32(1)) * from_bits((np.int64(power) + 127) << 23)
 
 
 @compiled

@@ -13,10 +13,11 @@ from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Step
 from anole_worker.runtime.adapters import LoadedAdapter
 from anole_worker.runtime.attention import attend
+from anole_worker.runtime.compiled_layers import CompiledLayers
 from anole_worker.runtime.crew import Turns, shares
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.lora import AdaptedTokens, Deltas, LoopDeltas
-from anole_worker.runtime.lora_rows import RowsBackend
+from anole_worker.runtime.lora_rows import RowsBackend, RowsDeltas
 from anole_worker.runtime.network import Batch
 from anole_worker.runtime.packed_step import PackedStep, Segment, pack
 from anole_worker.runtime.weights import ModelWeights
@@ -32,8 +33,12 @@ class CpuBatches:
         self._num_threads = num_threads
         self._num_layers = weights.shape.num_layers
         self._make_deltas: Callable[[Sequence[AdaptedTokens]], Deltas] = LoopDeltas
+        self._layers: CompiledLayers | None = None
         if RowsBackend.knows(weights.dtype):
-            self._make_deltas = RowsBackend(weights.shape, weights.dtype).deltas
+            backend = RowsBackend(weights.shape, weights.dtype)
+            self._make_deltas = backend.deltas
+            if CompiledLayers.known(weights):
+                self._layers = CompiledLayers(weights, kv_cache, backend)
 
     def make(self, step: Step, adapters: Mapping[Adapter, LoadedAdapter]) -> list[Batch]:
         """The step, which has rows, as the network wants it."""
@@ -56,13 +61,20 @@ class CpuBatches:
         written: Callable[[int], None] | None = None,
     ) -> Batch:
         packed = pack(step, self._kv_cache, self._dtype)
-        return Batch(
+        deltas = self._make_deltas(adapted_tokens(packed.segments, adapters))
+        batch = Batch(
             token_ids=packed.token_ids,
             positions=packed.positions,
             sampled=packed.sampled,
             attend=partial(self._attend, packed, written),
-            deltas=self._make_deltas(adapted_tokens(packed.segments, adapters)),
+            deltas=deltas,
         )
+        # Parts of a step wait for each other between layers.
+        if self._layers is None or written is not None or not isinstance(deltas, RowsDeltas):
+            return batch
+        if not self._layers.fit(packed, deltas):
+            return batch
+        return replace(batch, layers=partial(self._layers.run, packed, deltas))
 
     def _attend(
         self,

@@ -14,6 +14,7 @@ from anole_worker.runtime.cpu_numbers import (
     FLOAT16,
     FLOAT32,
     compiled,
+    exp,
     finite,
     from_bits,
     narrow,
@@ -30,14 +31,77 @@ def normalise(normed: Any, x: Any, weight: Any, epsilon: float) -> None:
     """Normed = x / sqrt(mean(x^2) + epsilon) * weight, row by row; all [rows, size]."""
     rows, size = x.shape
     for row in range(rows):
-        total = np.float32(0)
-        for index in range(size):
-            number = wide(x[row, index])
-            total += number * number
-        scale = np.float32(1) / np.sqrt(total / np.float32(size) + np.float32(epsilon))
+        scale = _scale(x[row], epsilon)
         for index in range(size):
             number = wide(x[row, index]) * scale * wide(weight[index])
             normed[row, index] = narrow(number, normed)
+
+
+@compiled
+def _scale(numbers: Any, epsilon: float) -> Any:
+    total = np.float32(0)
+    for index in range(len(numbers)):
+        number = wide(numbers[index])
+        total += number * number
+    return np.float32(1) / np.sqrt(total / np.float32(len(numbers)) + np.float32(epsilon))
+
+
+@compiled
+def rotate(heads: Any, count: int, norm: Any, cos: Any, sin: Any, epsilon: float) -> None:
+    """Apply norms, where there are any, and positions to the first heads of each token, in place.
+
+    Args:
+        heads: [tokens, heads, size].
+        count: how many of them: those of queries and keys.
+        norm: [count, size] or [0, 0].
+        cos: [tokens, size].
+        sin: [tokens, size], its first half negated: it meets the halves swapped.
+        epsilon: of the norm.
+    """
+    tokens, _, size = heads.shape
+    numbers, half = np.empty(size, dtype=np.float32), size // 2
+    for token in range(tokens):
+        for head in range(count):
+            part = heads[token, head]
+            for index in range(size):
+                numbers[index] = wide(part[index])
+            if len(norm):
+                scale = _scale(numbers, epsilon)
+                for index in range(size):
+                    numbers[index] *= scale * wide(norm[head, index])
+            for index in range(half):
+                turned = numbers[index] * wide(cos[token, index])
+                turned += numbers[half + index] * wide(sin[token, index])
+                part[index] = narrow(turned, heads)
+            for index in range(half, size):
+                turned = numbers[index] * wide(cos[token, index])
+                turned += numbers[index - half] * wide(sin[token, index])
+                part[index] = narrow(turned, heads)
+
+
+@compiled
+def activate(activated: Any, gate_up: Any) -> None:
+    """Activated [rows, size] = silu(gate) * up, which are beside each other in [rows, 2 * size]."""
+    rows, size = activated.shape
+    for row in range(rows):
+        part, gate, up = activated[row], gate_up[row][:size], gate_up[row][size:]
+        for index in range(size):
+            number = wide(gate[index])
+            small = exp(-abs(number))
+            share = np.float32(1) if number >= np.float32(0) else small
+            part[index] = narrow(
+                number * share / (np.float32(1) + small) * wide(up[index]), activated
+            )
+
+
+@compiled
+def add(x: Any, y: Any) -> None:
+    """Add y to x, both [rows, size]."""
+    rows, size = x.shape
+    for row in range(rows):
+        sums, part = x[row], y[row]
+        for index in range(size):
+            sums[index] += wide(part[index])
 
 
 @compiled

@@ -8,6 +8,7 @@ after a change here, delete `__pycache__`.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
@@ -37,6 +38,17 @@ def from_bits(_typing: Any, bits: Any) -> Any:
         return builder.bitcast(builder.trunc(arguments[0], _INT32), _FLOAT)
 
     return types.float32(bits), generate
+
+
+@intrinsic
+def power_of_two(_typing: Any, exponent: Any) -> Any:
+    """2 to a whole number between -126 and 127, which is a float32, too."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        biased = builder.add(builder.fptosi(arguments[0], _INT32), ir.Constant(_INT32, 127))
+        return builder.bitcast(builder.shl(biased, ir.Constant(_INT32, 23)), _FLOAT)
+
+    return types.float32(exponent), generate
 
 
 @intrinsic
@@ -122,4 +134,20 @@ def _to_float16(builder: Any, number: Any) -> Any:
     return builder.trunc(builder.or_(result, sign), _INT16)
 
 
-compiled = njit(nogil=True, fastmath={"contract", "reassoc", "nsz"}, cache=True)
+compiled = njit(
+    nogil=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", cache=True
+)
+
+
+@compiled
+def exp(x: Any) -> Any:
+    """The exponential of what is not above 0, as Cephes has it: a loop over this is vectorised."""
+    x = np.float32(-87) if x < np.float32(-87) else x  # noqa: FURB136 - keeps what is no number
+    power = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    x = x - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)
+    y = np.float32(1.9875691500e-4) * x + np.float32(1.3981999507e-3)
+    y = y * x + np.float32(8.3334519073e-3)
+    y = y * x + np.float32(4.1665795894e-2)
+    y = y * x + np.float32(1.6666665459e-1)
+    y = y * x + np.float32(5.0000001201e-1)
+    return (y * x * x + x + np.float32(1)) * power_of_two(power)

@@ -5,7 +5,7 @@ of which one step of 16 adapters makes 3,000; one call of the loop reads all ada
 projection at the speed of memory. Long chunks are left to torch, whose products reuse them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -32,10 +32,10 @@ class RowsBackend:
     def __init__(self, shape: ModelShape, dtype: torch.dtype) -> None:
         dims = shape.module_dims
         self._most = _MOST_TOKENS[dtype]
-        self._columns = [
-            np.array([shape.columns(module).start for module in modules]) for modules in SITES
-        ]
-        self._sizes = [np.array([dims[module][1] for module in modules]) for modules in SITES]
+        self.columns = _by_site(lambda module: shape.columns(module).start)
+        """int64 [SITES, modules]: where each module's columns of its site's output begin."""
+        self.sizes = _by_site(lambda module: dims[module][1])
+        """int64 [SITES, modules]: how many they are; 0 where a site has fewer modules."""
         longest = max(max(sizes) for sizes in dims.values())
         self._room_size = longest + MAX_MODULES * MAX_RANK
 
@@ -46,10 +46,8 @@ class RowsBackend:
 
     def deltas(self, adapted: Sequence[AdaptedTokens]) -> "RowsDeltas":
         """Of one step; every adapter has its table."""
-        few = [tokens for tokens in adapted if tokens.end - tokens.begin <= self._most]
-        many = [tokens for tokens in adapted if tokens.end - tokens.begin > self._most]
         room = np.empty(self._room_size, dtype=np.float32)
-        return RowsDeltas(self, _tiles(few), LoopDeltas(many), room)
+        return RowsDeltas(self, adapted, self._most, room)
 
     def add(
         self, y: Tensor, x: Tensor, tiles: NDArray[np.int64], place: tuple[int, int], room: Room
@@ -61,8 +59,8 @@ class RowsBackend:
             elements(x),
             tiles,
             (layer * len(SITES) + site) * RECORD,
-            self._columns[site],
-            self._sizes[site],
+            self.columns[site],
+            self.sizes[site],
             room,
         )
 
@@ -70,21 +68,32 @@ class RowsBackend:
 class RowsDeltas:
     """The Deltas of one step."""
 
-    __slots__ = ("_backend", "_many", "_room", "_tiles")
+    __slots__ = ("_backend", "_many", "has_many", "room", "tiles")
 
     def __init__(
-        self, backend: RowsBackend, tiles: NDArray[np.int64], many: LoopDeltas, room: Room
+        self, backend: RowsBackend, adapted: Sequence[AdaptedTokens], most: int, room: Room
     ) -> None:
-        """room: to work in, for one thread."""
+        """most: tokens of one adapter that the loop takes; room: to work in, for one thread."""
+        many = [tokens for tokens in adapted if tokens.end - tokens.begin > most]
         self._backend = backend
-        self._room = room
-        self._tiles = tiles
-        self._many = many
+        self._many = LoopDeltas(many)
+        self.has_many = bool(many)
+        """Whether there are tokens that are torch's."""
+        self.tiles = _tiles(tokens for tokens in adapted if tokens.end - tokens.begin <= most)
+        """As the loop takes them."""
+        self.room = room
 
     def add(self, y: Tensor, x: Tensor, layer: int, site: int) -> None:
-        if len(self._tiles):
-            self._backend.add(y, x, self._tiles, (layer, site), self._room)
+        if len(self.tiles):
+            self._backend.add(y, x, self.tiles, (layer, site), self.room)
         self._many.add(y, x, layer, site)
+
+
+def _by_site(number: Callable[[str], int]) -> NDArray[np.int64]:
+    found = np.zeros((len(SITES), MAX_MODULES), dtype=np.int64)
+    for site, modules in enumerate(SITES):
+        found[site, : len(modules)] = [number(module) for module in modules]
+    return found
 
 
 def _tiles(few: Iterable[AdaptedTokens]) -> NDArray[np.int64]:

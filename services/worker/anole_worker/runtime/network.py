@@ -36,6 +36,8 @@ class Batch:
     """[rows that sample]: the last token of each."""
     attend: Attend
     deltas: Deltas
+    layers: Callable[[Tensor, Tensor, Tensor], None] | None = None
+    """(states, cos, sin): takes the states through all layers, where one call can."""
     give_up: Callable[[], None] = lambda: None
     """To be called when its pass fails, so that batches that run beside it do not wait for it."""
 
@@ -75,6 +77,9 @@ class Network:
     def _states(self, batch: Batch) -> Tensor:
         inputs = self._inputs(batch)
         x = self.weights.embedding[batch.token_ids].float()
+        if batch.layers is not None:
+            batch.layers(x, inputs.cos, inputs.sin)
+            return x
         for index, layer in enumerate(self.weights.layers):
             self._attention(x, index, layer, inputs)
             self._mlp(x, index, layer, inputs)
@@ -102,16 +107,22 @@ class Network:
         qkv = layer.qkv(normed)
         inputs.deltas.add(qkv, normed, index, QKV)
         heads = qkv.view(len(x), -1, shape.head_dim)
-        self._rotate(heads[:, : -shape.num_kv_heads], layer, inputs)
+        self._rotate(heads, shape.num_heads + shape.num_kv_heads, layer, inputs)
         queries, keys_values = heads.tensor_split((shape.num_heads,), dim=1)
         attended = inputs.attend(queries, keys_values, index)
         output = layer.output(attended)
         inputs.deltas.add(output, attended, index, OUTPUT)
         x.add_(output)
 
-    def _rotate(self, heads: Tensor, layer: LayerWeights, inputs: _Inputs) -> None:
-        """Apply norms, where there are any, and positions to queries and keys, in place."""
-        normed = heads
+    def _rotate(self, heads: Tensor, count: int, layer: LayerWeights, inputs: _Inputs) -> None:
+        """Apply norms, where there are any, and positions to the first heads, in place."""
+        if self._has_kernels:
+            norm = heads.new_empty(0, 0) if layer.qk_norm is None else layer.qk_norm
+            cos, sin = elements(inputs.cos[:, 0]), elements(inputs.sin[:, 0])
+            epsilon = self.weights.norm_eps
+            cpu_kernels.rotate(elements(heads), count, elements(norm), cos, sin, epsilon)
+            return
+        normed = heads = heads[:, :count]
         if layer.qk_norm is not None:
             normed = functional.rms_norm(heads, heads.shape[-1:], None, self.weights.norm_eps)
             normed = normed * layer.qk_norm
@@ -123,11 +134,19 @@ class Network:
         normed = self._norm(x, layer.mlp_norm)
         gate_up = layer.gate_up(normed)
         inputs.deltas.add(gate_up, normed, index, GATE_UP)
-        gate, up = gate_up.chunk(2, dim=-1)
-        activated = functional.silu(gate).mul_(up)
+        activated = self._activate(gate_up)
         output = layer.down(activated)
         inputs.deltas.add(output, activated, index, DOWN)
         x.add_(output)
+
+    def _activate(self, gate_up: Tensor) -> Tensor:
+        """From [tokens, 2 * size] to [tokens, size]."""
+        if not self._has_kernels:
+            gate, up = gate_up.chunk(2, dim=-1)
+            return functional.silu(gate).mul_(up)
+        activated = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+        cpu_kernels.activate(elements(activated), elements(gate_up))
+        return activated
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         dtype, epsilon = self.weights.dtype, self.weights.norm_eps

@@ -23,7 +23,6 @@ _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 _SLOW_ROWS, _FAST_ROWS = 2, 4
 """One or two take oneDNN longer than four: 39 and 45 ms through all matrices of SmolLM2-135M, and
 35 with the padding (Zen 4, fp32)."""
-_NOTHING: NDArray[np.generic] = np.empty(0, dtype=np.uint16)
 
 _reorder: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _linear: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -105,7 +104,7 @@ def _packed(weight: Tensor, bias: Tensor | None) -> Packed:
     return Packed(
         num_out=len(weight),
         blocks=elements(cpu_products.pack(weight)),
-        bias=_NOTHING if bias is None else elements(bias),
+        bias=elements(weight.new_empty(0) if bias is None else bias),
     )
 
 

@@ -40,6 +40,11 @@ class LayerWeights:
     gate_up: Projection
     down: Projection
 
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """By SITES."""
+        return self.qkv, self.output, self.gate_up, self.down
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelWeights:

@@ -1,0 +1,90 @@
+"""The model's layers as one compiled call, for steps of single tokens on a CPU in bfloat16."""
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anole_worker.runtime import cpu_layers
+from anole_worker.runtime.cpu_layers import Layers, Tokens
+from anole_worker.runtime.kv_cache import KvCache
+from anole_worker.runtime.lora_rows import RowsBackend, RowsDeltas
+from anole_worker.runtime.lora_table import RECORD
+from anole_worker.runtime.packed_step import PackedStep
+from anole_worker.runtime.projection import elements
+from anole_worker.runtime.weights import LayerWeights, ModelWeights
+
+Arrays = list[NDArray[np.generic] | None]
+
+
+class CompiledLayers:
+    """Layers whose weights are in the loops' own layout (see projection)."""
+
+    def __init__(self, weights: ModelWeights, kv_cache: KvCache, backend: RowsBackend) -> None:
+        """All weights must be `known`."""
+        shape = weights.shape
+        self._kept = [
+            _arrays(layer, kv_cache.layer(index)) for index, layer in enumerate(weights.layers)
+        ]
+        """What the addresses lead to."""
+        self._layers = Layers(
+            addresses=np.array([_addresses(arrays) for arrays in self._kept]),
+            heads=shape.num_heads,
+            kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            intermediate=shape.intermediate_size,
+            num_slots=kv_cache.num_blocks * kv_cache.block_size,
+            epsilon=weights.norm_eps,
+            columns=backend.columns,
+            sizes=backend.sizes,
+            record=RECORD,
+        )
+
+    @staticmethod
+    def known(weights: ModelWeights) -> bool:
+        """Whether these are weights in the loops' layout."""
+        return all(
+            projection.packed is not None
+            for layer in weights.layers
+            for projection in layer.projections
+        )
+
+    @staticmethod
+    def fit(packed: PackedStep, deltas: RowsDeltas) -> bool:
+        """Whether they can run such a step."""
+        return packed.decodes is not None and not packed.chunks and not deltas.has_many
+
+    def run(
+        self, packed: PackedStep, deltas: RowsDeltas, x: Tensor, cos: Tensor, sin: Tensor
+    ) -> None:
+        """Take the states x of a step that they fit through all layers, in place."""
+        rows = packed.decodes
+        assert rows is not None
+        tokens = Tokens(
+            cos=elements(cos[:, 0]),
+            sin=elements(sin[:, 0]),
+            places=packed.slots.numpy(),
+            rows=rows.tokens,
+            ends=rows.ends,
+            slots=rows.slots,
+            longest=rows.longest,
+            tiles=deltas.tiles,
+            room=deltas.room,
+        )
+        cpu_layers.run(elements(x), self._layers, tokens)
+
+
+def _arrays(layer: LayerWeights, pool: Tensor) -> Arrays:
+    """In the order of cpu_layers' fields."""
+    packed = [projection.packed for projection in layer.projections]
+    return [
+        elements(layer.attention_norm),
+        None if layer.qk_norm is None else elements(layer.qk_norm),
+        elements(layer.mlp_norm),
+        elements(pool),
+        *(None if one is None else one.blocks for one in packed),
+        *(None if one is None else one.bias for one in packed),
+    ]
+
+
+def _addresses(arrays: Arrays) -> list[int]:
+    return [0 if array is None or not array.size else array.ctypes.data for array in arrays]

@@ -1,0 +1,132 @@
+"""All layers of a step of single tokens in one compiled call on a CPU, in bfloat16.
+
+What it computes, and how it rounds, is Network's pass over the same loops: an answer does not
+depend on which of them ran. Between two of a layer's dozen loops Python takes as long as a row's
+whole product with a small matrix, and its lock.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import carray
+from numpy.typing import NDArray
+
+from anole_worker.model_shape import DOWN, GATE_UP, OUTPUT, QKV
+from anole_worker.runtime.cpu_attention import attend
+from anole_worker.runtime.cpu_dots import WIDTH
+from anole_worker.runtime.cpu_kernels import activate, add, add_deltas, normalise, rotate
+from anole_worker.runtime.cpu_numbers import compiled, pointer
+from anole_worker.runtime.cpu_products import multiply
+
+ATTENTION_NORM, QK_NORM, MLP_NORM, POOL, WEIGHTS, BIASES = 0, 1, 2, 3, 4, 8
+FIELDS = 12
+"""Of a layer: the addresses of its norms, of its part of the KV pool, and of each site's packed
+weight and bias; 0 for what it has not."""
+
+
+class Layers(NamedTuple):
+    """The model, as the loops know it."""
+
+    addresses: NDArray[np.int64]
+    """[layers, FIELDS]"""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    num_slots: int
+    """Of a layer's pool."""
+    epsilon: float
+    """Of the norms."""
+    columns: NDArray[np.int64]
+    """[SITES, modules]: where each module's columns of its site's output begin."""
+    sizes: NDArray[np.int64]
+    """[SITES, modules]: how many they are."""
+    record: int
+    """Numbers that an adapter's table has of a site (see lora_table)."""
+
+
+class Tokens(NamedTuple):
+    """A step's rows, each of a token."""
+
+    cos: NDArray[np.generic]
+    """[rows, head_dim]"""
+    sin: NDArray[np.generic]
+    """[rows, head_dim], its first half negated."""
+    places: NDArray[np.int64]
+    """[rows]: the slots that their keys and values go to."""
+    rows: NDArray[np.int64]
+    """[rows]: 0, 1, ..."""
+    ends: NDArray[np.int64]
+    """[rows]: where in `slots` each sequence ends."""
+    slots: NDArray[np.int64]
+    """All slots of the sequences, one after the other."""
+    longest: int
+    """Tokens of the longest sequence."""
+    tiles: NDArray[np.int64]
+    """[tiles, 3]: their adapters, as add_deltas() takes them."""
+    room: NDArray[np.float32]
+    """For add_deltas()."""
+
+
+@compiled
+def run(x: Any, layers: Any, tokens: Any) -> None:
+    """Take x, float32 [rows, hidden], from the embeddings to the states behind the last layer."""
+    for layer in range(len(layers.addresses)):
+        _attention(x, layer, layers, tokens)
+        _mlp(x, layer, layers, tokens)
+
+
+@compiled
+def _attention(x: Any, layer: int, layers: Any, tokens: Any) -> None:
+    """Add the attention block's output to x."""
+    rows, hidden = x.shape
+    heads, kv_heads, size = layers.heads, layers.kv_heads, layers.head_dim
+    addresses = layers.addresses[layer]
+    normed = np.empty((rows, hidden), dtype=np.uint16)
+    normalise(normed, x, _array(addresses[ATTENTION_NORM], hidden), layers.epsilon)
+    qkv = np.empty((rows, (heads + 2 * kv_heads) * size), dtype=np.uint16)
+    _project(qkv, normed, layer, QKV, layers, tokens)
+    by_head = qkv.reshape(rows, heads + 2 * kv_heads, size)
+    count = heads + kv_heads
+    norm = _array(addresses[QK_NORM], count * size)
+    rotate(by_head, count, norm.reshape(-1, size), tokens.cos, tokens.sin, layers.epsilon)
+    pool = carray(pointer(addresses[POOL], np.uint16), (2 * kv_heads, layers.num_slots, size))
+    for row in range(rows):
+        for head in range(2 * kv_heads):
+            pool[head, tokens.places[row]] = by_head[row, heads + head]
+    attended = np.empty((rows, heads * size), dtype=np.uint16)
+    room = np.empty(2 * size + tokens.longest, dtype=np.float32)
+    attend(attended, by_head[:, :heads], pool, tokens.rows, tokens.ends, tokens.slots, room)
+    _project(normed, attended, layer, OUTPUT, layers, tokens)
+    add(x, normed)
+
+
+@compiled
+def _mlp(x: Any, layer: int, layers: Any, tokens: Any) -> None:
+    """Add the MLP block's output to x."""
+    rows, hidden = x.shape
+    normed = np.empty((rows, hidden), dtype=np.uint16)
+    normalise(normed, x, _array(layers.addresses[layer, MLP_NORM], hidden), layers.epsilon)
+    gate_up = np.empty((rows, 2 * layers.intermediate), dtype=np.uint16)
+    _project(gate_up, normed, layer, GATE_UP, layers, tokens)
+    activated = np.empty((rows, layers.intermediate), dtype=np.uint16)
+    activate(activated, gate_up)
+    _project(normed, activated, layer, DOWN, layers, tokens)
+    add(x, normed)
+
+
+@compiled
+def _project(y: Any, x: Any, layer: int, site: int, layers: Any, tokens: Any) -> None:
+    """Y is what the base model and each row's adapter make of x at a site."""
+    blocks = (y.shape[1] + WIDTH - 1) // WIDTH
+    address = layers.addresses[layer, WEIGHTS + site]
+    weight = carray(pointer(address, np.uint16), (blocks, x.shape[1] // 2, WIDTH, 2))
+    multiply(y, x, weight, _array(layers.addresses[layer, BIASES + site], y.shape[1]))
+    record = (layer * len(layers.columns) + site) * layers.record
+    add_deltas(y, x, tokens.tiles, record, layers.columns[site], layers.sizes[site], tokens.room)
+
+
+@compiled
+def _array(address: int, size: int) -> Any:
+    """So many numbers there; none where there is no address."""
+    return carray(pointer(address, np.uint16), (size if address != 0 else 0,))

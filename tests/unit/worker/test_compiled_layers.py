@@ -1,0 +1,157 @@
+"""All layers in one compiled call give to the bit what the network gives loop by loop."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from anole_worker.core.adapter import Adapter
+from anole_worker.core.step import Row
+from anole_worker.runtime import projection
+from anole_worker.runtime.adapters import LoadedAdapter
+from anole_worker.runtime.compiled_layers import CompiledLayers
+from anole_worker.runtime.cpu_batches import CpuBatches
+from anole_worker.runtime.kv_cache import KvCache
+from anole_worker.runtime.model_runner import ModelRunner
+from anole_worker.runtime.weights import ModelWeights, load_model
+from tests.unit.worker.tiny import (
+    ATTENTION,
+    BLOCK_SIZE,
+    FAMILY_FIELDS,
+    adapter_of,
+    load_adapter,
+    make_adapter,
+    make_model,
+    no_grammars,
+    row,
+    step,
+)
+
+NUM_BLOCKS, NUM_ROWS, MOST = 64, 9, 16
+LENGTHS = [1, 2, 5, 9, 3, 12, 7, 4, 6]
+NAMES = [None, "all", "all", "attention", None, "some", "all", "attention", "some"]
+MODELS = {
+    **{family: (family, {}) for family in FAMILY_FIELDS},
+    "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+}
+
+
+class Worker:
+    """A model with a KV pool of its own."""
+
+    def __init__(self, folder: Path, weights: ModelWeights) -> None:
+        self.cache = KvCache(weights.shape, NUM_BLOCKS, BLOCK_SIZE, dtype=weights.dtype)
+        self.batches = CpuBatches(weights, self.cache)
+        self.runner = ModelRunner(weights, self.batches, no_grammars(folder))
+
+    def is_whole(self, *rows: Row, adapters: dict[Adapter, LoadedAdapter]) -> bool:
+        """Whether such a step runs in one call."""
+        (batch,) = self.batches.make(step(*rows), adapters)
+        return batch.layers is not None
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family, fields = MODELS[request.param]
+    found = tmp_path_factory.mktemp(request.param)
+    make_model(found / "model", family, **fields)
+    make_adapter(found / "all", found / "model", rank=6, seed=1)
+    make_adapter(found / "attention", found / "model", rank=16, targets=ATTENTION, seed=2)
+    make_adapter(found / "some", found / "model", rank=3, targets=["v_proj", "up_proj"], seed=3)
+    return found
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> Iterator[ModelWeights]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projection, "_has_amx", lambda: False)
+        yield load_model(folder / "model", dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def adapters(folder: Path) -> dict[Adapter, LoadedAdapter]:
+    return {
+        adapter_of(name): load_adapter(folder / name, folder / "model", torch.bfloat16)
+        for name in ("all", "attention", "some")
+    }
+
+
+def test_one_call_gives_what_the_loops_give(
+    folder: Path,
+    weights: ModelWeights,
+    adapters: dict[Adapter, LoadedAdapter],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, parted = Worker(folder / "model", weights), Worker(folder / "model", weights)
+    assert whole.is_whole(*_rows(0), adapters=adapters)
+    for worker in (whole, parted):
+        worker.runner.run(step(*_prompts()), adapters)
+    for turn in range(3):
+        rows = _rows(turn)
+        logits = whole.runner.logits(step(*rows), adapters)
+        with monkeypatch.context() as patch:
+            patch.setattr(CompiledLayers, "fit", lambda *_: False)
+            assert not parted.is_whole(*rows, adapters=adapters)
+            expected = parted.runner.logits(step(*rows), adapters)
+        assert torch.equal(logits, expected)
+        assert logits.isfinite().all()
+        assert torch.equal(_kept(whole), _kept(parted))
+
+
+def test_a_row_gets_the_same_in_any_company(
+    folder: Path, weights: ModelWeights, adapters: dict[Adapter, LoadedAdapter]
+) -> None:
+    worker = Worker(folder / "model", weights)
+    worker.runner.run(step(*_prompts()), adapters)
+    rows = step(*_rows(0)).rows
+    together = worker.runner.logits(step(*rows), adapters)
+    for index in (0, 4, 8):
+        alone = worker.runner.logits(step(rows[index]), adapters)
+        assert torch.equal(alone[0], together[index])
+
+
+def test_chunks_and_many_rows_of_one_adapter_run_loop_by_loop(
+    folder: Path, weights: ModelWeights, adapters: dict[Adapter, LoadedAdapter]
+) -> None:
+    worker = Worker(folder / "model", weights)
+    chunk = row("chunk", [1, 2], [40])
+    assert not worker.is_whole(*_rows(0), chunk, adapters=adapters)
+    many = [row(str(index), [1], [index], adapter="all") for index in range(MOST + 1)]
+    assert worker.is_whole(*many[:MOST], adapters=adapters)
+    assert not worker.is_whole(*many, adapters=adapters)
+
+
+def test_weights_that_onednn_keeps_do_not_fit(folder: Path) -> None:
+    assert not CompiledLayers.known(load_model(folder / "model"))
+
+
+def _prompts() -> list[Row]:
+    """All but the last tokens of each row's sequence, where there are some."""
+    return [
+        row(str(index), range(3, 3 + length - 1), _blocks(index), adapter=name, sampling=None)
+        for index, (length, name) in enumerate(zip(LENGTHS, NAMES, strict=True))
+        if length > 1
+    ]
+
+
+def _rows(turn: int) -> list[Row]:
+    return [
+        row(
+            str(index),
+            [(17 * index + turn) % 128],
+            _blocks(index),
+            start=length - 1 + turn,
+            adapter=name,
+        )
+        for index, (length, name) in enumerate(zip(LENGTHS, NAMES, strict=True))
+    ]
+
+
+def _blocks(index: int) -> list[int]:
+    return [60 - index, 2 * index, 2 * index + 1, 30 + index]
+
+
+def _kept(worker: Worker) -> Tensor:
+    return torch.stack([worker.cache.layer(layer) for layer in range(3)]).float()
