@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anole_worker.core.step import Row, Step
+from anole_worker.model_shape import ModelShape
 from anole_worker.runtime.attention import attend
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.packed_step import pack
@@ -13,6 +16,16 @@ from tests.unit.worker.tiny import row, step
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 128
+DTYPES = [torch.float32, torch.bfloat16]
+SHAPES = [
+    replace(SHAPE, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)
+    for heads, kv_heads, head_dim in (
+        (SHAPE.num_heads, SHAPE.num_kv_heads, SHAPE.head_dim),
+        (6, 2, 64),
+        (7, 1, 128),
+        (4, 4, 64),
+    )
+]
 
 
 def reference(queries: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
@@ -50,25 +63,26 @@ def written_and_attended(
     st.lists(
         st.tuples(st.integers(0, 40), st.sampled_from([1, 1, 1, 2, 7])), min_size=1, max_size=6
     ),
-    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from(SHAPES),
+    st.sampled_from(DTYPES),
     st.integers(0, 1000),
 )
 def test_each_token_attends_to_its_own_sequence_up_to_itself(
-    lengths: list[tuple[int, int]], dtype: torch.dtype, seed: int
+    lengths: list[tuple[int, int]], shape: ModelShape, dtype: torch.dtype, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    cache = KvCache(SHAPE, NUM_BLOCKS, BLOCK_SIZE, dtype=dtype)
-    num_kv_heads = SHAPE.num_kv_heads
+    cache = KvCache(shape, NUM_BLOCKS, BLOCK_SIZE, dtype=dtype)
+    num_kv_heads = shape.num_kv_heads
     rows = random_rows(lengths)
     whole = [
-        torch.randn(past + new, 2 * num_kv_heads, SHAPE.head_dim, dtype=dtype)
+        torch.randn(past + new, 2 * num_kv_heads, shape.head_dim, dtype=dtype)
         for past, new in lengths
     ]
     for each, keys_values in zip(rows, whole, strict=True):
         slots = torch.from_numpy(cache.slots(each.block_table, 0, each.start))
         cache.write(0, slots, keys_values[: each.start])
     num_new = sum(new for _, new in lengths)
-    queries = torch.randn(num_new, SHAPE.num_heads, SHAPE.head_dim, dtype=dtype)
+    queries = torch.randn(num_new, shape.num_heads, shape.head_dim, dtype=dtype)
     new = torch.cat([kv[past:] for kv, (past, _) in zip(whole, lengths, strict=True)])
     attended = written_and_attended(queries, new, cache, step(*rows))
     expected = [
@@ -87,15 +101,23 @@ def test_each_token_attends_to_its_own_sequence_up_to_itself(
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 70), min_size=2, max_size=6), st.floats(0, 60))
-def test_single_tokens_do_not_feel_their_company(pasts: list[int], spread: float) -> None:
+@given(
+    st.lists(st.integers(0, 70), min_size=2, max_size=6),
+    st.floats(0, 60),
+    st.sampled_from(SHAPES),
+    st.sampled_from(DTYPES),
+)
+def test_single_tokens_do_not_feel_their_company(
+    pasts: list[int], spread: float, shape: ModelShape, dtype: torch.dtype
+) -> None:
     """However far apart the scores are, and however long the others."""
-    cache = KvCache(SHAPE, NUM_BLOCKS, BLOCK_SIZE)
+    cache = KvCache(shape, NUM_BLOCKS, BLOCK_SIZE, dtype=dtype)
     rows = random_rows([(past, 1) for past in pasts])
-    everything = torch.randn(NUM_BLOCKS * BLOCK_SIZE, 2 * SHAPE.num_kv_heads, SHAPE.head_dim)
-    cache.write(0, torch.arange(len(everything)), spread * everything)
-    queries = torch.randn(len(rows), SHAPE.num_heads, SHAPE.head_dim)
-    new = torch.randn(len(rows), 2 * SHAPE.num_kv_heads, SHAPE.head_dim)
+    size = (2 * shape.num_kv_heads, shape.head_dim)
+    everything = torch.randn(NUM_BLOCKS * BLOCK_SIZE, *size)
+    cache.write(0, torch.arange(len(everything)), (spread * everything).to(dtype))
+    queries = torch.randn(len(rows), shape.num_heads, shape.head_dim, dtype=dtype)
+    new = torch.randn(len(rows), *size, dtype=dtype)
     together = written_and_attended(queries, new, cache, step(*rows))
     for index, each in enumerate(rows):
         part = slice(index, index + 1)
@@ -104,14 +126,19 @@ def test_single_tokens_do_not_feel_their_company(pasts: list[int], spread: float
     assert together.isfinite().all()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("new", [1, 3])
-def test_a_sequence_that_went_wrong_spoils_no_other(new: int) -> None:
+def test_a_sequence_that_went_wrong_spoils_no_other(
+    new: int, dtype: torch.dtype, shape: ModelShape
+) -> None:
     """What is not a number stays with its row, whatever else the step computes."""
-    cache = KvCache(SHAPE, NUM_BLOCKS, BLOCK_SIZE)
+    cache = KvCache(shape, NUM_BLOCKS, BLOCK_SIZE, dtype=dtype)
     bad, good = row("bad", [1], [0, 1], start=6), row("good", [1] * new, [2], start=0)
-    cache.write(0, torch.arange(8), torch.full((8, 4, SHAPE.head_dim), torch.nan))
-    queries = torch.randn(1 + new, SHAPE.num_heads, SHAPE.head_dim)
-    keys_values = torch.randn(1 + new, 4, SHAPE.head_dim)
+    size = (2 * shape.num_kv_heads, shape.head_dim)
+    cache.write(0, torch.arange(8), torch.full((8, *size), torch.nan, dtype=dtype))
+    queries = torch.randn(1 + new, shape.num_heads, shape.head_dim, dtype=dtype)
+    keys_values = torch.randn(1 + new, *size, dtype=dtype)
     attended = written_and_attended(queries, keys_values, cache, step(bad, good))
     assert attended[0].isnan().all()
     assert attended[1:].isfinite().all()

@@ -56,7 +56,7 @@ class Worker:
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     family, fields = MODELS[request.param]
     found = tmp_path_factory.mktemp(request.param)
-    make_model(found / "model", family, **fields)
+    make_model(found / "model", family, head_dim=64, **fields)
     make_adapter(found / "all", found / "model", rank=6, seed=1)
     make_adapter(found / "attention", found / "model", rank=16, targets=ATTENTION, seed=2)
     make_adapter(found / "some", found / "model", rank=3, targets=["v_proj", "up_proj"], seed=3)
@@ -125,6 +125,11 @@ def test_chunks_and_many_rows_of_one_adapter_run_loop_by_loop(
 
 def test_weights_that_onednn_keeps_do_not_fit(folder: Path) -> None:
     assert not CompiledLayers.known(load_model(folder / "model"))
+
+
+def test_heads_of_an_uncommon_size_do_not_fit(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", head_dim=80)
+    assert not CompiledLayers.known(load_model(folder, dtype=torch.bfloat16))
 
 
 def _prompts() -> list[Row]:

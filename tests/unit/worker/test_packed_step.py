@@ -37,7 +37,6 @@ def test_decodes_know_the_slots_of_their_sequences() -> None:
     assert decodes.tokens.tolist() == [0, 1]
     assert decodes.slots.tolist() == [8, 9, 12, 13, 14, 15, 20]
     assert decodes.ends.tolist() == [2, 7]
-    assert decodes.longest == 5
 
 
 def test_decodes_among_chunks_know_their_tokens() -> None:

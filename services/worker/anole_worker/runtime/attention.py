@@ -4,11 +4,12 @@ Single tokens are a compiled loop's, which reads keys and values where they are.
 the keys that query heads share are viewed once per query head, without a copy.
 """
 
-import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from anole_worker.runtime import cpu_attention
+from anole_worker.runtime.cpu_heads import DIMS
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.packed_step import DecodeRows, PackedStep, PromptChunk
 from anole_worker.runtime.projection import elements
@@ -32,15 +33,10 @@ def attend(
 
 
 def _attend_rows(result: Tensor, queries: Tensor, pool: Tensor, rows: DecodeRows) -> None:
-    room = np.empty(2 * queries.shape[2] + rows.longest, dtype=np.float32)
-    cpu_attention.attend(
-        elements(result),
-        elements(queries),
-        elements(pool),
-        rows.tokens,
-        rows.ends,
-        rows.slots,
-        room,
+    is_narrow = result.dtype == torch.bfloat16 and queries.shape[2] % DIMS == 0
+    attend_each = cpu_attention.attend_narrow if is_narrow else cpu_attention.attend
+    attend_each(
+        elements(result), elements(queries), elements(pool), rows.tokens, rows.ends, rows.slots
     )
 
 

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anole_worker.runtime import cpu_layers
+from anole_worker.runtime.cpu_heads import DIMS
 from anole_worker.runtime.cpu_layers import Layers, Tokens
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.lora_rows import RowsBackend, RowsDeltas
@@ -21,7 +22,7 @@ class CompiledLayers:
 
     def __init__(self, weights: ModelWeights, kv_cache: KvCache, backend: RowsBackend) -> None:
         """All weights must be `known`."""
-        shape = weights.shape
+        shape = self._shape = weights.shape
         self._kept = [
             _arrays(layer, kv_cache.layer(index)) for index, layer in enumerate(weights.layers)
         ]
@@ -31,7 +32,6 @@ class CompiledLayers:
             heads=shape.num_heads,
             kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
-            intermediate=shape.intermediate_size,
             num_slots=kv_cache.num_blocks * kv_cache.block_size,
             epsilon=weights.norm_eps,
             columns=backend.columns,
@@ -41,8 +41,8 @@ class CompiledLayers:
 
     @staticmethod
     def known(weights: ModelWeights) -> bool:
-        """Whether these are weights in the loops' layout."""
-        return all(
+        """Whether these are weights in the loops' layout, and heads of a size that they know."""
+        return weights.shape.head_dim % DIMS == 0 and all(
             projection.packed is not None
             for layer in weights.layers
             for projection in layer.projections
@@ -57,8 +57,9 @@ class CompiledLayers:
         self, packed: PackedStep, deltas: RowsDeltas, x: Tensor, cos: Tensor, sin: Tensor
     ) -> None:
         """Take the states x of a step that they fit through all layers, in place."""
-        rows = packed.decodes
+        rows, shape, count = packed.decodes, self._shape, len(x)
         assert rows is not None
+        heads, size = shape.num_heads, shape.head_dim
         tokens = Tokens(
             cos=elements(cos[:, 0]),
             sin=elements(sin[:, 0]),
@@ -66,11 +67,19 @@ class CompiledLayers:
             rows=rows.tokens,
             ends=rows.ends,
             slots=rows.slots,
-            longest=rows.longest,
             tiles=deltas.tiles,
             room=deltas.room,
+            normed=_room(count, x.shape[1]),
+            qkv=_room(count, heads + 2 * shape.num_kv_heads, size),
+            attended=_room(count, heads * size),
+            gate_up=_room(count, 2 * shape.intermediate_size),
+            activated=_room(count, shape.intermediate_size),
         )
         cpu_layers.run(elements(x), self._layers, tokens)
+
+
+def _room(*sizes: int) -> NDArray[np.uint16]:
+    return np.empty(sizes, dtype=np.uint16)
 
 
 def _arrays(layer: LayerWeights, pool: Tensor) -> Arrays:

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from anole_worker.runtime.cpu_heads import DIMS, MOST_HEADS, PAIRED, TOGETHER, mix, score
 from anole_worker.runtime.cpu_numbers import compiled, exp, narrow, wide
 
 
 @compiled
-def attend(
-    result: Any, queries: Any, pool: Any, tokens: Any, ends: Any, slots: Any, room: Any
-) -> None:
-    """Attend from single tokens to the keys and values of their own sequences.
+def attend(result: Any, queries: Any, pool: Any, tokens: Any, ends: Any, slots: Any) -> None:
+    """Attend from single tokens to the keys and values of their own sequences, of any type.
 
     Args:
         result: [tokens, heads * size]; the rows in `tokens` are changed in place.
@@ -24,10 +23,10 @@ def attend(
         tokens: int64 [rows]: which of the tokens they are.
         ends: int64 [rows]: where in `slots` each row's sequence ends.
         slots: int64 [...]: where the tokens of each sequence are, the row's own last.
-        room: float32 [2 * size + longest sequence], to work in.
     """
-    _, heads, size = queries.shape
-    kv_heads, begin = len(pool) // 2, 0
+    kv_heads, size, begin = len(pool) // 2, pool.shape[2], 0
+    heads = result.shape[1] // size
+    room = np.empty(2 * size + _longest(ends), dtype=np.float32)
     for row in range(len(tokens)):
         own, begin = slots[begin : ends[row]], ends[row]
         for head in range(heads):
@@ -38,16 +37,74 @@ def attend(
 
 
 @compiled
+def attend_narrow(result: Any, queries: Any, pool: Any, tokens: Any, ends: Any, slots: Any) -> None:
+    """As attend(), in bfloat16 and for heads whose size DIMS divides.
+
+    Those that share keys and values read them together.
+    """
+    kv_heads, size, begin = len(pool) // 2, pool.shape[2], 0
+    shared = result.shape[1] // size // kv_heads
+    width = TOGETHER + (_longest(ends) + TOGETHER - 1) // TOGETHER * TOGETHER
+    scores = np.empty((MOST_HEADS, width), dtype=np.float32)
+    sums = np.empty((MOST_HEADS, size), dtype=np.float32)
+    for row in range(len(tokens)):
+        own, begin = slots[begin : ends[row]], ends[row]
+        for kv_head in range(kv_heads):
+            keys, values = pool[kv_head], pool[kv_heads + kv_head]
+            end = (kv_head + 1) * shared
+            for first in range(kv_head * shared, end, MOST_HEADS):
+                last = min(first + MOST_HEADS, end)
+                part = result[tokens[row]][first * size : last * size]
+                those = queries[tokens[row], first:last]
+                _attend_together(part, those, keys, values, own, scores, sums)
+
+
+@compiled
+def _longest(ends: Any) -> int:
+    longest, begin = 0, 0
+    for end in ends:
+        longest, begin = max(longest, end - begin), end
+    return longest
+
+
+@compiled
+def _attend_together(
+    result: Any, queries: Any, keys: Any, values: Any, own: Any, scores: Any, sums: Any
+) -> None:
+    """Of heads that share keys and values; result is [heads * size], queries [heads, size]."""
+    heads, size = queries.shape
+    count, stride, slots = len(own), scores.shape[1] * 4, own.ctypes.data
+    weights = scores[0, TOGETHER:].ctypes.data
+    score(heads, weights, stride, queries.ctypes.data, keys.ctypes.data, size, slots, count)
+    scale = np.float32(1) / np.sqrt(np.float32(size))
+    for head in range(heads):
+        row = scores[head]
+        largest = max(row[0], row[1], row[2], row[3])
+        row[0] = _weigh(row[TOGETHER : TOGETHER + count], largest, scale)
+    for dim in range(0, size, DIMS):
+        place, those = sums.ctypes.data + dim * 4, values.ctypes.data + dim * 2
+        mix(heads, weights, stride, place, those, size, slots, count)
+    for head in range(heads):
+        scale, row = np.float32(1) / scores[head, 0], sums[head]
+        part = result[head * size : (head + 1) * size]
+        for dim in range(0, size, PAIRED):
+            for index in range(PAIRED // 2):
+                even, odd = row[dim + index], row[dim + PAIRED // 2 + index]
+                part[dim + 2 * index] = narrow(even * scale, result)
+                part[dim + 2 * index + 1] = narrow(odd * scale, result)
+
+
+@compiled
 def _attend(result: Any, query: Any, keys: Any, values: Any, own: Any, room: Any) -> None:
     size = len(query)
     numbers, sums = room[:size], room[size : 2 * size]
     weights = room[2 * size : 2 * size + len(own)]
-    scale = np.float32(1) / np.sqrt(np.float32(size))
     for index in range(size):
-        numbers[index] = wide(query[index]) * scale
+        numbers[index] = wide(query[index])
         sums[index] = np.float32(0)
     _score(weights, numbers, keys, own)
-    scale = np.float32(1) / _weigh(weights)
+    scale = np.float32(1) / np.sqrt(np.float32(size))
+    scale = np.float32(1) / _weigh(weights, weights.max(), scale)
     _mix(sums, weights, values, own)
     for index in range(size):
         result[index] = narrow(sums[index] * scale, result)
@@ -71,12 +128,11 @@ def _score(scores: Any, query: Any, keys: Any, own: Any) -> None:
 
 
 @compiled
-def _weigh(scores: Any) -> Any:
-    """Make weights of scores, the largest being 1; their sum."""
-    largest = scores.max()
+def _weigh(scores: Any, largest: Any, scale: Any) -> Any:
+    """Make weights of scores, the largest score's being 1; their sum."""
     total = np.float32(0)
     for index in range(len(scores)):
-        scores[index] = exp(scores[index] - largest)
+        scores[index] = exp((scores[index] - largest) * scale)
         total += scores[index]
     return total
 

@@ -21,14 +21,14 @@ WIDTH = 64
 """Rows of weights that are multiplied at once."""
 MOST_ROWS = 6
 """Of x: with WIDTH they take 24 of the 32 registers of AVX-512."""
-_LANES = 16
-_VECTORS = WIDTH // _LANES
-_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
-_INTS = ir.VectorType(_INT32, _LANES)
-_FLOATS = ir.VectorType(ir.FloatType(), _LANES)
+LANES = 16
+_VECTORS = WIDTH // LANES
+INT32, INT64 = ir.IntType(32), ir.IntType(64)
+INTS = ir.VectorType(INT32, LANES)
+FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
 
-_Add = Callable[[Any, Any, Any], Any]
+Add = Callable[[Any, Any, Any], Any]
 """(sums, 16 times the same pair, 16 pairs) -> sums with the products of the pairs."""
 
 
@@ -45,16 +45,17 @@ class _BFloat(ir.Type):  # type: ignore[misc] # llvmlite says nothing of types
         return hash(_BFloat)
 
 
-def _adding(builder: Any) -> _Add:
+def adding(builder: Any) -> Add:
+    """How pairs of bfloat16 are multiplied and added up on the processor that is compiled for."""
     known = config.CPU_FEATURES
     features = get_host_cpu_features() if known is None else known
     return _in_hardware(builder) if "+avx512bf16" in features else _widened(builder)
 
 
-def _in_hardware(builder: Any) -> _Add:
-    pairs = ir.VectorType(_BFloat(), 2 * _LANES)
+def _in_hardware(builder: Any) -> Add:
+    pairs = ir.VectorType(_BFloat(), 2 * LANES)
     declared = builder.module.globals.get(_DOT) or ir.Function(
-        builder.module, ir.FunctionType(_FLOATS, [_FLOATS, pairs, pairs]), _DOT
+        builder.module, ir.FunctionType(FLOATS, [FLOATS, pairs, pairs]), _DOT
     )
 
     def add(sums: Any, number: Any, weights: Any) -> Any:
@@ -65,15 +66,15 @@ def _in_hardware(builder: Any) -> _Add:
     return add
 
 
-def _widened(builder: Any) -> _Add:
-    half = ir.Constant(_INTS, [16] * _LANES)
-    upper = ir.Constant(_INTS, [0xFFFF0000] * _LANES)
+def _widened(builder: Any) -> Add:
+    half = ir.Constant(INTS, [16] * LANES)
+    upper = ir.Constant(INTS, [0xFFFF0000] * LANES)
 
     def first(pairs: Any) -> Any:
-        return builder.bitcast(builder.shl(pairs, half), _FLOATS)
+        return builder.bitcast(builder.shl(pairs, half), FLOATS)
 
     def second(pairs: Any) -> Any:
-        return builder.bitcast(builder.and_(pairs, upper), _FLOATS)
+        return builder.bitcast(builder.and_(pairs, upper), FLOATS)
 
     def add(sums: Any, number: Any, weights: Any) -> Any:
         for part in (first, second):
@@ -100,35 +101,35 @@ def _dots(num_rows: int) -> Any:
 
 def _generate(builder: Any, num_rows: int, arguments: Sequence[Any]) -> None:
     sums, x, stride, weights, pairs = arguments
-    sums = builder.inttoptr(sums, _FLOATS.as_pointer())
-    weights = builder.inttoptr(weights, _INTS.as_pointer())
+    sums = builder.inttoptr(sums, FLOATS.as_pointer())
+    weights = builder.inttoptr(weights, INTS.as_pointer())
     rows = [
-        builder.inttoptr(builder.add(x, builder.mul(stride, _long(row))), _INT32.as_pointer())
+        builder.inttoptr(builder.add(x, builder.mul(stride, long(row))), INT32.as_pointer())
         for row in range(num_rows)
     ]
-    places = [builder.gep(sums, [_long(place)]) for place in range(num_rows * _VECTORS)]
+    places = [builder.gep(sums, [long(place)]) for place in range(num_rows * _VECTORS)]
     before = [builder.load(place) for place in places]
     entry, loop = builder.block, builder.append_basic_block("pairs")
     end = builder.append_basic_block("end")
     builder.branch(loop)
 
     builder.position_at_end(loop)
-    pair = builder.phi(_INT64)
-    held = [builder.phi(_FLOATS) for _ in places]
-    add = _adding(builder)
-    at = builder.mul(pair, _long(_VECTORS))
+    pair = builder.phi(INT64)
+    held = [builder.phi(FLOATS) for _ in places]
+    add = adding(builder)
+    at = builder.mul(pair, long(_VECTORS))
     loaded = [
-        builder.load(builder.gep(weights, [builder.add(at, _long(vector))]))
+        builder.load(builder.gep(weights, [builder.add(at, long(vector))]))
         for vector in range(_VECTORS)
     ]
     after = []
     for row, numbers in enumerate(rows):
-        number = _sixteen(builder, builder.load(builder.gep(numbers, [pair])))
+        number = sixteen(builder, builder.load(builder.gep(numbers, [pair])))
         for vector, weight in enumerate(loaded):
             after.append(add(held[row * _VECTORS + vector], number, weight))
-    following = builder.add(pair, _long(1))
+    following = builder.add(pair, long(1))
     builder.cbranch(builder.icmp_signed("<", following, pairs), loop, end)
-    pair.add_incoming(_long(0), entry)
+    pair.add_incoming(long(0), entry)
     pair.add_incoming(following, loop)
     for sums_held, sums_before, sums_after in zip(held, before, after, strict=True):
         sums_held.add_incoming(sums_before, entry)
@@ -139,14 +140,16 @@ def _generate(builder: Any, num_rows: int, arguments: Sequence[Any]) -> None:
         builder.store(sums_after, place)
 
 
-def _long(value: int) -> Any:
-    return ir.Constant(_INT64, value)
+def long(value: int) -> Any:
+    """A constant, as addresses are calculated with."""
+    return ir.Constant(INT64, value)
 
 
-def _sixteen(builder: Any, number: Any) -> Any:
-    nothing = ir.Constant(_INTS, ir.Undefined)
-    one = builder.insert_element(nothing, number, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(one, nothing, ir.Constant(_INTS, [0] * _LANES))
+def sixteen(builder: Any, number: Any) -> Any:
+    """A number in every lane."""
+    nothing = ir.Constant(INTS, ir.Undefined)
+    one = builder.insert_element(nothing, number, ir.Constant(INT32, 0))
+    return builder.shuffle_vector(one, nothing, ir.Constant(INTS, [0] * LANES))
 
 
 _one, _two, _three, _four, _five, _six = (_dots(rows) for rows in range(1, MOST_ROWS + 1))

@@ -121,8 +121,6 @@ def add_deltas(
     """
     for tile in range(len(tiles)):
         site = carray(pointer(tiles[tile, 0], np.int64), record + 12)[record:]
-        if site[7] == 0:
-            continue
         for token in range(tiles[tile, 1], tiles[tile, 1] + tiles[tile, 2]):
             if site[8] == FLOAT32:
                 _add_delta(y[token], x[token], site, columns, sizes, room, np.float32)
@@ -133,10 +131,23 @@ def add_deltas(
 
 
 @compiled
+def add_narrow_deltas(
+    y: Any, x: Any, tiles: Any, record: int, columns: Any, sizes: Any, room: Any
+) -> None:
+    """As add_deltas(), where all are bfloat16, the adapters too."""
+    for tile in range(len(tiles)):
+        site = carray(pointer(tiles[tile, 0], np.int64), record + 12)[record:]
+        for token in range(tiles[tile, 1], tiles[tile, 1] + tiles[tile, 2]):
+            _add_delta(y[token], x[token], site, columns, sizes, room, np.uint16)
+
+
+@compiled
 def _add_delta(
     y: Any, x: Any, site: Any, columns: Any, sizes: Any, room: Any, element: Any
 ) -> None:
     """One adapter to one token; element: the type of the adapter's numbers."""
+    if site[7] == 0:
+        return
     marks, scales = site[4:8], site[9:12]
     down = carray(pointer(site[0], element), (marks[3], len(x)))
     hidden = _shrink(x, down, room)

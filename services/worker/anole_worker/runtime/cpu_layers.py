@@ -12,13 +12,15 @@ from numba import carray
 from numpy.typing import NDArray
 
 from anole_worker.model_shape import DOWN, GATE_UP, OUTPUT, QKV
-from anole_worker.runtime.cpu_attention import attend
+from anole_worker.runtime.cpu_attention import attend_narrow
 from anole_worker.runtime.cpu_dots import WIDTH
-from anole_worker.runtime.cpu_kernels import activate, add, add_deltas, normalise, rotate
+from anole_worker.runtime.cpu_kernels import activate, add, add_narrow_deltas, normalise, rotate
 from anole_worker.runtime.cpu_numbers import compiled, pointer
 from anole_worker.runtime.cpu_products import multiply
 
 ATTENTION_NORM, QK_NORM, MLP_NORM, POOL, WEIGHTS, BIASES = 0, 1, 2, 3, 4, 8
+_QKV, _OUTPUT, _GATE_UP, _DOWN = (np.int64(site) for site in (QKV, OUTPUT, GATE_UP, DOWN))
+"""For each of Python's own numbers _project() would be compiled anew."""
 FIELDS = 12
 """Of a layer: the addresses of its norms, of its part of the KV pool, and of each site's packed
 weight and bias; 0 for what it has not."""
@@ -32,7 +34,6 @@ class Layers(NamedTuple):
     heads: int
     kv_heads: int
     head_dim: int
-    intermediate: int
     num_slots: int
     """Of a layer's pool."""
     epsilon: float
@@ -60,12 +61,20 @@ class Tokens(NamedTuple):
     """[rows]: where in `slots` each sequence ends."""
     slots: NDArray[np.int64]
     """All slots of the sequences, one after the other."""
-    longest: int
-    """Tokens of the longest sequence."""
     tiles: NDArray[np.int64]
-    """[tiles, 3]: their adapters, as add_deltas() takes them."""
+    """[tiles, 3]: their adapters, as add_narrow_deltas() takes them."""
     room: NDArray[np.float32]
-    """For add_deltas()."""
+    """For add_narrow_deltas()."""
+    normed: NDArray[np.uint16]
+    """[rows, hidden], to work in, as all that follow."""
+    qkv: NDArray[np.uint16]
+    """[rows, heads + 2 * kv_heads, head_dim]"""
+    attended: NDArray[np.uint16]
+    """[rows, heads * head_dim]"""
+    gate_up: NDArray[np.uint16]
+    """[rows, 2 * intermediate]"""
+    activated: NDArray[np.uint16]
+    """[rows, intermediate]"""
 
 
 @compiled
@@ -79,39 +88,41 @@ def run(x: Any, layers: Any, tokens: Any) -> None:
 @compiled
 def _attention(x: Any, layer: int, layers: Any, tokens: Any) -> None:
     """Add the attention block's output to x."""
-    rows, hidden = x.shape
     heads, kv_heads, size = layers.heads, layers.kv_heads, layers.head_dim
-    addresses = layers.addresses[layer]
-    normed = np.empty((rows, hidden), dtype=np.uint16)
-    normalise(normed, x, _array(addresses[ATTENTION_NORM], hidden), layers.epsilon)
-    qkv = np.empty((rows, (heads + 2 * kv_heads) * size), dtype=np.uint16)
-    _project(qkv, normed, layer, QKV, layers, tokens)
-    by_head = qkv.reshape(rows, heads + 2 * kv_heads, size)
+    addresses, normed, qkv = layers.addresses[layer], tokens.normed, tokens.qkv
+    normalise(normed, x, _array(addresses[ATTENTION_NORM], x.shape[1]), layers.epsilon)
+    side_by_side = (len(x), (heads + 2 * kv_heads) * size)
+    _project(
+        carray(pointer(qkv.ctypes.data, np.uint16), side_by_side),
+        normed,
+        layer,
+        _QKV,
+        layers,
+        tokens,
+    )
     count = heads + kv_heads
-    norm = _array(addresses[QK_NORM], count * size)
-    rotate(by_head, count, norm.reshape(-1, size), tokens.cos, tokens.sin, layers.epsilon)
+    has_norm = addresses[QK_NORM] != 0
+    norm = carray(pointer(addresses[QK_NORM], np.uint16), (count if has_norm else 0, size))
+    rotate(qkv, count, norm, tokens.cos, tokens.sin, layers.epsilon)
     pool = carray(pointer(addresses[POOL], np.uint16), (2 * kv_heads, layers.num_slots, size))
-    for row in range(rows):
+    for row in range(len(x)):
         for head in range(2 * kv_heads):
-            pool[head, tokens.places[row]] = by_head[row, heads + head]
-    attended = np.empty((rows, heads * size), dtype=np.uint16)
-    room = np.empty(2 * size + tokens.longest, dtype=np.float32)
-    attend(attended, by_head[:, :heads], pool, tokens.rows, tokens.ends, tokens.slots, room)
-    _project(normed, attended, layer, OUTPUT, layers, tokens)
+            place, new = pool[head, tokens.places[row]], qkv[row, heads + head]
+            for dim in range(size):  # numba checks shapes otherwise, and takes seconds to learn it
+                place[dim] = new[dim]
+    attend_narrow(tokens.attended, qkv, pool, tokens.rows, tokens.ends, tokens.slots)
+    _project(normed, tokens.attended, layer, _OUTPUT, layers, tokens)
     add(x, normed)
 
 
 @compiled
 def _mlp(x: Any, layer: int, layers: Any, tokens: Any) -> None:
     """Add the MLP block's output to x."""
-    rows, hidden = x.shape
-    normed = np.empty((rows, hidden), dtype=np.uint16)
-    normalise(normed, x, _array(layers.addresses[layer, MLP_NORM], hidden), layers.epsilon)
-    gate_up = np.empty((rows, 2 * layers.intermediate), dtype=np.uint16)
-    _project(gate_up, normed, layer, GATE_UP, layers, tokens)
-    activated = np.empty((rows, layers.intermediate), dtype=np.uint16)
-    activate(activated, gate_up)
-    _project(normed, activated, layer, DOWN, layers, tokens)
+    normed = tokens.normed
+    normalise(normed, x, _array(layers.addresses[layer, MLP_NORM], x.shape[1]), layers.epsilon)
+    _project(tokens.gate_up, normed, layer, _GATE_UP, layers, tokens)
+    activate(tokens.activated, tokens.gate_up)
+    _project(normed, tokens.activated, layer, _DOWN, layers, tokens)
     add(x, normed)
 
 
@@ -123,7 +134,8 @@ def _project(y: Any, x: Any, layer: int, site: int, layers: Any, tokens: Any) ->
     weight = carray(pointer(address, np.uint16), (blocks, x.shape[1] // 2, WIDTH, 2))
     multiply(y, x, weight, _array(layers.addresses[layer, BIASES + site], y.shape[1]))
     record = (layer * len(layers.columns) + site) * layers.record
-    add_deltas(y, x, tokens.tiles, record, layers.columns[site], layers.sizes[site], tokens.room)
+    columns, sizes = layers.columns[site], layers.sizes[site]
+    add_narrow_deltas(y, x, tokens.tiles, record, columns, sizes, tokens.room)
 
 
 @compiled

@@ -32,6 +32,8 @@ class RowsBackend:
     def __init__(self, shape: ModelShape, dtype: torch.dtype) -> None:
         dims = shape.module_dims
         self._most = _MOST_TOKENS[dtype]
+        is_narrow = dtype == torch.bfloat16
+        self._add = cpu_kernels.add_narrow_deltas if is_narrow else cpu_kernels.add_deltas
         self.columns = _by_site(lambda module: shape.columns(module).start)
         """int64 [SITES, modules]: where each module's columns of its site's output begin."""
         self.sizes = _by_site(lambda module: dims[module][1])
@@ -54,7 +56,7 @@ class RowsBackend:
     ) -> None:
         """Add what the tiles' adapters make of x at a layer's site."""
         layer, site = place
-        cpu_kernels.add_deltas(
+        self._add(
             elements(y),
             elements(x),
             tiles,

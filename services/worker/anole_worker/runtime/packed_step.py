@@ -27,8 +27,6 @@ class DecodeRows:
     """[rows]: where in `slots` each row's sequence ends."""
     slots: NDArray[np.int64]
     """All slots of the sequences, one after the other."""
-    longest: int
-    """Tokens of the longest sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +105,10 @@ def _decodes(
     rows: Sequence[Row], begins: Sequence[int], decoding: Sequence[int], cache: KvCache
 ) -> DecodeRows:
     own = [cache.slots(rows[index].block_table, 0, _end(rows[index])) for index in decoding]
-    lengths = [len(slots) for slots in own]
     return DecodeRows(
         tokens=np.array([begins[index] for index in decoding]),
-        ends=np.cumsum(lengths),
+        ends=np.cumsum([len(slots) for slots in own]),
         slots=np.concatenate(own),
-        longest=max(lengths),
     )
 
 
