@@ -33,6 +33,8 @@ def model_shape(*, hidden_size: int, head_dim: int, intermediate_size: int) -> M
 
 
 ALIGNED = model_shape(hidden_size=80, head_dim=8, intermediate_size=112)
+WHOLE = model_shape(hidden_size=96, head_dim=32, intermediate_size=160)
+"""Its sizes are multiples of 32: many tokens are multiplied together in bfloat16."""
 UNALIGNED = model_shape(hidden_size=50, head_dim=9, intermediate_size=75)
 
 

@@ -21,6 +21,7 @@ from tests.property.lora_cases import (
     ALIGNED,
     MAX_MODULES,
     UNALIGNED,
+    WHOLE,
     Batch,
     Case,
     Segment,
@@ -106,7 +107,7 @@ def cases(draw: st.DrawFn, *, keeps: bool = False) -> Case:
             )
         )
     return Case(
-        shape=draw(st.sampled_from([ALIGNED, UNALIGNED])),
+        shape=draw(st.sampled_from([ALIGNED, UNALIGNED, WHOLE])),
         dtype=torch.float32 if keeps else draw(st.sampled_from(list(TOLERANCE))),
         site=site,
         num_base=draw(st.integers(0, 3)),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anole_worker.core.step import Row, Step
 from anole_worker.model_shape import ModelShape
-from anole_worker.runtime.attention import attend
+from anole_worker.runtime.attention import attend, is_narrow
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.packed_step import pack
 from tests.unit.worker.peft_folders import SHAPE
@@ -53,7 +53,8 @@ def random_rows(lengths: list[tuple[int, int]]) -> list[Row]:
 def written_and_attended(
     queries: Tensor, keys_values: Tensor, cache: KvCache, whole: Step
 ) -> Tensor:
-    packed = pack(whole, cache, queries.dtype)
+    one_by_one = is_narrow(queries.dtype, queries.shape[2])
+    packed = pack(whole, cache, queries.dtype, one_by_one=one_by_one)
     cache.write(0, packed.slots, keys_values)
     return attend(queries, keys_values, cache, 0, packed)
 

@@ -29,7 +29,7 @@ from tests.unit.worker.tiny import (
     step,
 )
 
-NUM_BLOCKS, NUM_ROWS, MOST = 64, 9, 16
+NUM_BLOCKS = 96
 LENGTHS = [1, 2, 5, 9, 3, 12, 7, 4, 6]
 NAMES = [None, "all", "all", "attention", None, "some", "all", "attention", "some"]
 MODELS = {
@@ -85,16 +85,15 @@ def test_one_call_gives_what_the_loops_give(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, parted = Worker(folder / "model", weights), Worker(folder / "model", weights)
+    monkeypatch.setattr(parted.batches, "_layers", None)
     assert whole.is_whole(*_rows(0), adapters=adapters)
+    assert not parted.is_whole(*_rows(0), adapters=adapters)
     for worker in (whole, parted):
         worker.runner.run(step(*_prompts()), adapters)
     for turn in range(3):
         rows = _rows(turn)
         logits = whole.runner.logits(step(*rows), adapters)
-        with monkeypatch.context() as patch:
-            patch.setattr(CompiledLayers, "fit", lambda *_: False)
-            assert not parted.is_whole(*rows, adapters=adapters)
-            expected = parted.runner.logits(step(*rows), adapters)
+        expected = parted.runner.logits(step(*rows), adapters)
         assert torch.equal(logits, expected)
         assert logits.isfinite().all()
         assert torch.equal(_kept(whole), _kept(parted))
@@ -112,15 +111,25 @@ def test_a_row_gets_the_same_in_any_company(
         assert torch.equal(alone[0], together[index])
 
 
-def test_chunks_and_many_rows_of_one_adapter_run_loop_by_loop(
-    folder: Path, weights: ModelWeights, adapters: dict[Adapter, LoadedAdapter]
+def test_steps_with_prompts_run_in_one_call_as_well(
+    folder: Path,
+    weights: ModelWeights,
+    adapters: dict[Adapter, LoadedAdapter],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    worker = Worker(folder / "model", weights)
-    chunk = row("chunk", [1, 2], [40])
-    assert not worker.is_whole(*_rows(0), chunk, adapters=adapters)
-    many = [row(str(index), [1], [index], adapter="all") for index in range(MOST + 1)]
-    assert worker.is_whole(*many[:MOST], adapters=adapters)
-    assert not worker.is_whole(*many, adapters=adapters)
+    """And many rows of one adapter: all is as with the loops one by one."""
+    whole, parted = Worker(folder / "model", weights), Worker(folder / "model", weights)
+    prompts = [
+        row("base", range(30), range(8)),
+        row("long", [token % 128 for token in range(150)], range(20, 58), adapter="all"),
+        *(row(str(index), [index], [64 + index], adapter="some") for index in range(20)),
+    ]
+    assert whole.is_whole(*prompts, adapters=adapters)
+    logits = whole.runner.logits(step(*prompts), adapters)
+    monkeypatch.setattr(parted.batches, "_layers", None)
+    expected = parted.runner.logits(step(*prompts), adapters)
+    assert torch.equal(logits, expected)
+    assert torch.equal(_kept(whole), _kept(parted))
 
 
 def test_weights_that_onednn_keeps_do_not_fit(folder: Path) -> None:

@@ -1,4 +1,6 @@
-"""The model's layers as one compiled call, for steps of single tokens on a CPU in bfloat16."""
+"""The model's layers as one compiled call, on a CPU in bfloat16."""
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,25 +50,31 @@ class CompiledLayers:
             for projection in layer.projections
         )
 
-    @staticmethod
-    def fit(packed: PackedStep, deltas: RowsDeltas) -> bool:
-        """Whether they can run such a step."""
-        return packed.decodes is not None and not packed.chunks and not deltas.has_many
-
     def run(
-        self, packed: PackedStep, deltas: RowsDeltas, x: Tensor, cos: Tensor, sin: Tensor
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        packed: PackedStep,
+        deltas: RowsDeltas,
+        written: Callable[[int], None] | None,
     ) -> None:
-        """Take the states x of a step that they fit through all layers, in place."""
-        rows, shape, count = packed.decodes, self._shape, len(x)
-        assert rows is not None
+        """Take the states x of a step's tokens, which are singles, through all layers, in place.
+
+        written: to be called with each layer once its keys and values are in the pool.
+        """
+        singles, shape, count = packed.singles, self._shape, len(x)
+        assert singles is not None
         heads, size = shape.num_heads, shape.head_dim
         tokens = Tokens(
             cos=elements(cos[:, 0]),
             sin=elements(sin[:, 0]),
             places=packed.slots.numpy(),
-            rows=rows.tokens,
-            ends=rows.ends,
-            slots=rows.slots,
+            singles=singles.tokens,
+            begins=singles.begins,
+            ends=singles.ends,
+            slots=singles.slots,
             tiles=deltas.tiles,
             room=deltas.room,
             normed=_room(count, x.shape[1]),
@@ -75,7 +83,14 @@ class CompiledLayers:
             gate_up=_room(count, 2 * shape.intermediate_size),
             activated=_room(count, shape.intermediate_size),
         )
-        cpu_layers.run(elements(x), self._layers, tokens)
+        states = elements(x)
+        if written is None:
+            cpu_layers.run(states, self._layers, tokens)
+            return
+        for layer in range(shape.num_layers):
+            cpu_layers.write(states, layer, self._layers, tokens)
+            written(layer)
+            cpu_layers.finish(states, layer, self._layers, tokens)
 
 
 def _room(*sizes: int) -> NDArray[np.uint16]:

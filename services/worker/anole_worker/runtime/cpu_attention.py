@@ -8,62 +8,68 @@ from typing import Any
 
 import numpy as np
 
-from anole_worker.runtime.cpu_heads import DIMS, MOST_HEADS, PAIRED, TOGETHER, mix, score
+from anole_worker.runtime.cpu_heads import DIMS, MOST_HEADS, PAIRED, mix, score
 from anole_worker.runtime.cpu_numbers import compiled, exp, narrow, wide
+from anole_worker.runtime.llvm_vectors import QUAD
 
 
 @compiled
-def attend(result: Any, queries: Any, pool: Any, tokens: Any, ends: Any, slots: Any) -> None:
+def attend(
+    result: Any, queries: Any, pool: Any, tokens: Any, begins: Any, ends: Any, slots: Any
+) -> None:
     """Attend from single tokens to the keys and values of their own sequences, of any type.
 
     Args:
         result: [tokens, heads * size]; the rows in `tokens` are changed in place.
         queries: [tokens, heads, size].
         pool: [2 * kv_heads, slots, size], keys before values.
-        tokens: int64 [rows]: which of the tokens they are.
-        ends: int64 [rows]: where in `slots` each row's sequence ends.
-        slots: int64 [...]: where the tokens of each sequence are, the row's own last.
+        tokens: int64 [singles]: which of the tokens they are.
+        begins: int64 [singles]: where in `slots` what each sees begins.
+        ends: int64 [singles]: where it ends.
+        slots: int64 [...]: where the tokens of each sequence are.
     """
-    kv_heads, size, begin = len(pool) // 2, pool.shape[2], 0
+    kv_heads, size = len(pool) // 2, pool.shape[2]
     heads = result.shape[1] // size
-    room = np.empty(2 * size + _longest(ends), dtype=np.float32)
-    for row in range(len(tokens)):
-        own, begin = slots[begin : ends[row]], ends[row]
+    room = np.empty(2 * size + _longest(begins, ends), dtype=np.float32)
+    for single in range(len(tokens)):
+        own = slots[begins[single] : ends[single]]
         for head in range(heads):
             shared = head // (heads // kv_heads)
-            part = result[tokens[row]][head * size : (head + 1) * size]
-            query = queries[tokens[row], head]
+            part = result[tokens[single]][head * size : (head + 1) * size]
+            query = queries[tokens[single], head]
             _attend(part, query, pool[shared], pool[kv_heads + shared], own, room)
 
 
 @compiled
-def attend_narrow(result: Any, queries: Any, pool: Any, tokens: Any, ends: Any, slots: Any) -> None:
+def attend_narrow(
+    result: Any, queries: Any, pool: Any, tokens: Any, begins: Any, ends: Any, slots: Any
+) -> None:
     """As attend(), in bfloat16 and for heads whose size DIMS divides.
 
     Those that share keys and values read them together.
     """
-    kv_heads, size, begin = len(pool) // 2, pool.shape[2], 0
+    kv_heads, size = len(pool) // 2, pool.shape[2]
     shared = result.shape[1] // size // kv_heads
-    width = TOGETHER + (_longest(ends) + TOGETHER - 1) // TOGETHER * TOGETHER
+    width = QUAD + (_longest(begins, ends) + QUAD - 1) // QUAD * QUAD
     scores = np.empty((MOST_HEADS, width), dtype=np.float32)
     sums = np.empty((MOST_HEADS, size), dtype=np.float32)
-    for row in range(len(tokens)):
-        own, begin = slots[begin : ends[row]], ends[row]
-        for kv_head in range(kv_heads):
-            keys, values = pool[kv_head], pool[kv_heads + kv_head]
+    for kv_head in range(kv_heads):  # whose keys and values stay in the cache for a chunk's tokens
+        keys, values = pool[kv_head], pool[kv_heads + kv_head]
+        for single in range(len(tokens)):
+            own = slots[begins[single] : ends[single]]
             end = (kv_head + 1) * shared
             for first in range(kv_head * shared, end, MOST_HEADS):
                 last = min(first + MOST_HEADS, end)
-                part = result[tokens[row]][first * size : last * size]
-                those = queries[tokens[row], first:last]
+                part = result[tokens[single]][first * size : last * size]
+                those = queries[tokens[single], first:last]
                 _attend_together(part, those, keys, values, own, scores, sums)
 
 
 @compiled
-def _longest(ends: Any) -> int:
-    longest, begin = 0, 0
-    for end in ends:
-        longest, begin = max(longest, end - begin), end
+def _longest(begins: Any, ends: Any) -> int:
+    longest = 0
+    for single in range(len(begins)):
+        longest = max(longest, ends[single] - begins[single])
     return longest
 
 
@@ -74,13 +80,13 @@ def _attend_together(
     """Of heads that share keys and values; result is [heads * size], queries [heads, size]."""
     heads, size = queries.shape
     count, stride, slots = len(own), scores.shape[1] * 4, own.ctypes.data
-    weights = scores[0, TOGETHER:].ctypes.data
+    weights = scores[0, QUAD:].ctypes.data
     score(heads, weights, stride, queries.ctypes.data, keys.ctypes.data, size, slots, count)
     scale = np.float32(1) / np.sqrt(np.float32(size))
     for head in range(heads):
         row = scores[head]
         largest = max(row[0], row[1], row[2], row[3])
-        row[0] = _weigh(row[TOGETHER : TOGETHER + count], largest, scale)
+        row[0] = _weigh(row[QUAD : QUAD + count], largest, scale)
     for dim in range(0, size, DIMS):
         place, those = sums.ctypes.data + dim * 4, values.ctypes.data + dim * 2
         mix(heads, weights, stride, place, those, size, slots, count)

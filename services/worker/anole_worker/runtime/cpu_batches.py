@@ -12,7 +12,7 @@ from torch import Tensor
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Step
 from anole_worker.runtime.adapters import LoadedAdapter
-from anole_worker.runtime.attention import attend
+from anole_worker.runtime.attention import attend, is_narrow
 from anole_worker.runtime.compiled_layers import CompiledLayers
 from anole_worker.runtime.crew import Turns, shares
 from anole_worker.runtime.kv_cache import KvCache
@@ -30,6 +30,7 @@ class CpuBatches:
         """num_threads: in so many parts at most. Steps must run one after the other."""
         self._dtype = weights.dtype
         self._kv_cache = kv_cache
+        self._one_by_one = is_narrow(weights.dtype, weights.shape.head_dim)
         self._num_threads = num_threads
         self._num_layers = weights.shape.num_layers
         self._make_deltas: Callable[[Sequence[AdaptedTokens]], Deltas] = LoopDeltas
@@ -60,7 +61,7 @@ class CpuBatches:
         adapters: Mapping[Adapter, LoadedAdapter],
         written: Callable[[int], None] | None = None,
     ) -> Batch:
-        packed = pack(step, self._kv_cache, self._dtype)
+        packed = pack(step, self._kv_cache, self._dtype, one_by_one=self._one_by_one)
         deltas = self._make_deltas(adapted_tokens(packed.segments, adapters))
         batch = Batch(
             token_ids=packed.token_ids,
@@ -69,12 +70,10 @@ class CpuBatches:
             attend=partial(self._attend, packed, written),
             deltas=deltas,
         )
-        # Parts of a step wait for each other between layers.
-        if self._layers is None or written is not None or not isinstance(deltas, RowsDeltas):
+        if self._layers is None or not isinstance(deltas, RowsDeltas):
             return batch
-        if not self._layers.fit(packed, deltas):
-            return batch
-        return replace(batch, layers=partial(self._layers.run, packed, deltas))
+        run = partial(self._layers.run, packed=packed, deltas=deltas, written=written)
+        return replace(batch, layers=run)
 
     def _attend(
         self,

@@ -1,88 +1,35 @@
-"""The innermost loop of products of bfloat16 on a CPU: some rows of x with 64 rows of weights.
+"""The innermost loops of products of bfloat16 on a CPU, written as LLVM's instructions."""
 
-It is written as LLVM's instructions, because no loop in Python is compiled into what it needs: all
-sums of a few rows stay in registers while the weights pass by once, in the order in which they are
-in memory. AVX512_BF16 multiplies and adds two pairs of numbers at once (Intel's manual,
-VDPBF16PS: sums in float32, subnormal numbers taken for 0); elsewhere the numbers are widened.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from llvmlite import ir
 from numba import types
-from numba.core import config
-from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from anole_worker.runtime.cpu_numbers import compiled
+from anole_worker.runtime.llvm_vectors import (
+    FLOATS,
+    INT32,
+    INTS,
+    LANES,
+    QUAD,
+    VECTOR_BYTES,
+    ZEROS,
+    Loop,
+    adding,
+    at_most,
+    load,
+    long,
+    sixteen,
+    store,
+    totals,
+)
 
 WIDTH = 64
 """Rows of weights that are multiplied at once."""
 MOST_ROWS = 6
 """Of x: with WIDTH they take 24 of the 32 registers of AVX-512."""
-LANES = 16
 _VECTORS = WIDTH // LANES
-INT32, INT64 = ir.IntType(32), ir.IntType(64)
-INTS = ir.VectorType(INT32, LANES)
-FLOATS = ir.VectorType(ir.FloatType(), LANES)
-_DOT = "llvm.x86.avx512bf16.dpbf16ps.512"
-
-Add = Callable[[Any, Any, Any], Any]
-"""(sums, 16 times the same pair, 16 pairs) -> sums with the products of the pairs."""
-
-
-class _BFloat(ir.Type):  # type: ignore[misc] # llvmlite says nothing of types
-    """LLVM's bfloat, which llvmlite has no class for."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
-def adding(builder: Any) -> Add:
-    """How pairs of bfloat16 are multiplied and added up on the processor that is compiled for."""
-    known = config.CPU_FEATURES
-    features = get_host_cpu_features() if known is None else known
-    return _in_hardware(builder) if "+avx512bf16" in features else _widened(builder)
-
-
-def _in_hardware(builder: Any) -> Add:
-    pairs = ir.VectorType(_BFloat(), 2 * LANES)
-    declared = builder.module.globals.get(_DOT) or ir.Function(
-        builder.module, ir.FunctionType(FLOATS, [FLOATS, pairs, pairs]), _DOT
-    )
-
-    def add(sums: Any, number: Any, weights: Any) -> Any:
-        return builder.call(
-            declared, [sums, builder.bitcast(number, pairs), builder.bitcast(weights, pairs)]
-        )
-
-    return add
-
-
-def _widened(builder: Any) -> Add:
-    half = ir.Constant(INTS, [16] * LANES)
-    upper = ir.Constant(INTS, [0xFFFF0000] * LANES)
-
-    def first(pairs: Any) -> Any:
-        return builder.bitcast(builder.shl(pairs, half), FLOATS)
-
-    def second(pairs: Any) -> Any:
-        return builder.bitcast(builder.and_(pairs, upper), FLOATS)
-
-    def add(sums: Any, number: Any, weights: Any) -> Any:
-        for part in (first, second):
-            product = builder.fmul(part(number), part(weights), flags=("contract",))
-            sums = builder.fadd(sums, product, flags=("contract",))
-        return sums
-
-    return add
 
 
 def _dots(num_rows: int) -> Any:
@@ -91,7 +38,7 @@ def _dots(num_rows: int) -> Any:
     @intrinsic
     def dots(_typing: Any, sums: Any, x: Any, stride: Any, weights: Any, pairs: Any) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, arguments: Sequence[Any]) -> Any:
-            _generate(builder, num_rows, arguments)
+            _multiply(builder, num_rows, arguments)
             return context.get_dummy_value()
 
         return types.void(sums, x, stride, weights, pairs), generate
@@ -99,57 +46,25 @@ def _dots(num_rows: int) -> Any:
     return dots
 
 
-def _generate(builder: Any, num_rows: int, arguments: Sequence[Any]) -> None:
+def _multiply(builder: Any, num_rows: int, arguments: Sequence[Any]) -> None:
     sums, x, stride, weights, pairs = arguments
-    sums = builder.inttoptr(sums, FLOATS.as_pointer())
-    weights = builder.inttoptr(weights, INTS.as_pointer())
-    rows = [
-        builder.inttoptr(builder.add(x, builder.mul(stride, long(row))), INT32.as_pointer())
-        for row in range(num_rows)
-    ]
-    places = [builder.gep(sums, [long(place)]) for place in range(num_rows * _VECTORS)]
-    before = [builder.load(place) for place in places]
-    entry, loop = builder.block, builder.append_basic_block("pairs")
-    end = builder.append_basic_block("end")
-    builder.branch(loop)
-
-    builder.position_at_end(loop)
-    pair = builder.phi(INT64)
-    held = [builder.phi(FLOATS) for _ in places]
-    add = adding(builder)
-    at = builder.mul(pair, long(_VECTORS))
+    rows = [builder.add(x, builder.mul(stride, long(row))) for row in range(num_rows)]
+    places = [builder.add(sums, long(place * VECTOR_BYTES)) for place in range(num_rows * _VECTORS)]
+    loop = Loop(builder, pairs, 1, [load(builder, FLOATS, place) for place in places])
+    begin = builder.add(weights, builder.mul(loop.index, long(_VECTORS * VECTOR_BYTES)))
     loaded = [
-        builder.load(builder.gep(weights, [builder.add(at, long(vector))]))
+        load(builder, INTS, builder.add(begin, long(vector * VECTOR_BYTES)))
         for vector in range(_VECTORS)
     ]
-    after = []
-    for row, numbers in enumerate(rows):
-        number = sixteen(builder, builder.load(builder.gep(numbers, [pair])))
+    add, after = adding(builder), []
+    for row, address in enumerate(rows):
+        pair = builder.add(address, builder.mul(loop.index, long(4)))
+        number = sixteen(builder, load(builder, INT32, pair))
         for vector, weight in enumerate(loaded):
-            after.append(add(held[row * _VECTORS + vector], number, weight))
-    following = builder.add(pair, long(1))
-    builder.cbranch(builder.icmp_signed("<", following, pairs), loop, end)
-    pair.add_incoming(long(0), entry)
-    pair.add_incoming(following, loop)
-    for sums_held, sums_before, sums_after in zip(held, before, after, strict=True):
-        sums_held.add_incoming(sums_before, entry)
-        sums_held.add_incoming(sums_after, loop)
-
-    builder.position_at_end(end)
-    for place, sums_after in zip(places, after, strict=True):
-        builder.store(sums_after, place)
-
-
-def long(value: int) -> Any:
-    """A constant, as addresses are calculated with."""
-    return ir.Constant(INT64, value)
-
-
-def sixteen(builder: Any, number: Any) -> Any:
-    """A number in every lane."""
-    nothing = ir.Constant(INTS, ir.Undefined)
-    one = builder.insert_element(nothing, number, ir.Constant(INT32, 0))
-    return builder.shuffle_vector(one, nothing, ir.Constant(INTS, [0] * LANES))
+            after.append(add(loop.sums[row * _VECTORS + vector], number, weight))
+    loop.end(after)
+    for place, found in zip(places, after, strict=True):
+        store(builder, found, place)
 
 
 _one, _two, _three, _four, _five, _six = (_dots(rows) for rows in range(1, MOST_ROWS + 1))
@@ -179,3 +94,58 @@ def add_dots(sums: int, x: int, stride: int, weights: int, pairs: int, num_rows:
         _five(sums, x, stride, weights, pairs)
     else:
         _six(sums, x, stride, weights, pairs)
+
+
+@intrinsic
+def cross(
+    _typing: Any,
+    sums: Any,
+    stride: Any,
+    x: Any,
+    x_stride: Any,
+    num_rows: Any,
+    weights: Any,
+    num_weights: Any,
+    num_bytes: Any,
+) -> Any:
+    """Up to QUAD rows of x times up to QUAD rows of weights; all by address.
+
+    Args:
+        sums: float32 [QUAD, QUAD]: what they are times each other; the rest means nothing.
+        stride: bytes from one of its rows to the next.
+        x: bfloat16 [num_rows, num_bytes / 2].
+        x_stride: bytes from one of its rows to the next.
+        num_rows: of x.
+        weights: bfloat16 [num_weights, num_bytes / 2].
+        num_weights: of the weights.
+        num_bytes: of a row, a multiple of VECTOR_BYTES.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Sequence[Any]) -> Any:
+        _cross(builder, arguments)
+        return context.get_dummy_value()
+
+    signature = types.void(sums, stride, x, x_stride, num_rows, weights, num_weights, num_bytes)
+    return signature, generate
+
+
+def _cross(builder: Any, arguments: Sequence[Any]) -> None:
+    sums, stride, x, x_stride, num_rows, weights, num_weights, num_bytes = arguments
+
+    def rows_of(address: Any, apart: Any, count: Any) -> list[Any]:
+        last = builder.sub(count, long(1))
+        indices = [at_most(builder, long(row), last) for row in range(QUAD)]
+        return [builder.add(address, builder.mul(index, apart)) for index in indices]
+
+    rows, others = rows_of(x, x_stride, num_rows), rows_of(weights, num_bytes, num_weights)
+    loop = Loop(builder, num_bytes, VECTOR_BYTES, [ZEROS] * (QUAD * QUAD))
+    loaded = [load(builder, INTS, builder.add(row, loop.index)) for row in others]
+    add, after = adding(builder), []
+    for row, address in enumerate(rows):
+        numbers = load(builder, INTS, builder.add(address, loop.index))
+        for other, weight in enumerate(loaded):
+            after.append(add(loop.sums[row * QUAD + other], numbers, weight))
+    loop.end(after)
+    for row in range(QUAD):
+        found = totals(builder, after[row * QUAD : (row + 1) * QUAD])
+        store(builder, found, builder.add(sums, builder.mul(stride, long(row))))

@@ -1,6 +1,6 @@
 """The innermost loops of attention in bfloat16 on a CPU, for heads that share keys and values.
 
-Written as LLVM's instructions, as cpu_dots is: each key and value is loaded once for up to
+Written as LLVM's instructions: each key and value is loaded once for up to
 MOST_HEADS heads, and sums stay in registers. Sizes of heads are multiples of DIMS.
 """
 
@@ -11,58 +11,31 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from anole_worker.runtime.cpu_dots import (
+from anole_worker.runtime.cpu_numbers import compiled
+from anole_worker.runtime.llvm_vectors import (
     FLOATS,
     INT32,
     INT64,
     INTS,
     LANES,
+    QUAD,
+    VECTOR_BYTES,
+    ZEROS,
+    Loop,
     adding,
+    at_most,
+    load,
     long,
     sixteen,
+    store,
+    totals,
 )
-from anole_worker.runtime.cpu_numbers import compiled
 
 MOST_HEADS = 4
 DIMS = 64
 """That are mixed at once."""
-TOGETHER = 4
-"""Tokens that are scored at once: scores have room for a multiple of it."""
 PAIRED = 2 * LANES
 """Dims in a register. Mixed, those with even numbers come first, then the others."""
-_QUAD = ir.VectorType(ir.FloatType(), TOGETHER)
-_BYTES = 64
-"""Of a register."""
-
-
-class _Loop:
-    """LLVM's instructions for a loop from 0 by steps to a count above 0, with sums that it keeps.
-
-    Its body is what is built before end().
-    """
-
-    def __init__(self, builder: Any, count: Any, step: int, sums: Sequence[Any]) -> None:
-        """sums: what they are at first."""
-        self._builder, self._count, self._step, self._first = builder, count, step, sums
-        self._entry = builder.block
-        self._block = builder.append_basic_block("loop")
-        builder.branch(self._block)
-        builder.position_at_end(self._block)
-        self.index = builder.phi(INT64)
-        self.sums = [builder.phi(one.type) for one in sums]
-
-    def end(self, sums: Sequence[Any]) -> None:
-        """sums: what they are now; go on behind the loop."""
-        builder, last = self._builder, self._builder.block
-        after = builder.add(self.index, long(self._step))
-        behind = builder.append_basic_block("behind")
-        builder.cbranch(builder.icmp_signed("<", after, self._count), self._block, behind)
-        self.index.add_incoming(long(0), self._entry)
-        self.index.add_incoming(after, last)
-        for own, first, following in zip(self.sums, self._first, sums, strict=True):
-            own.add_incoming(first, self._entry)
-            own.add_incoming(following, last)
-        builder.position_at_end(behind)
 
 
 def _each(make: Callable[[Any, int, Sequence[Any]], None], num_heads: int) -> Any:
@@ -82,78 +55,50 @@ def _each(make: Callable[[Any, int, Sequence[Any]], None], num_heads: int) -> An
 def _score(builder: Any, num_heads: int, arguments: Sequence[Any]) -> None:
     scores, stride, queries, keys, size, slots, count = arguments
     tokens = builder.inttoptr(slots, INT64.as_pointer())
-    lowest = ir.Constant(_QUAD, [-3.0e38] * TOGETHER)
-    outer = _Loop(builder, count, TOGETHER, [lowest] * num_heads)
+    lowest = ir.Constant(ir.VectorType(ir.FloatType(), QUAD), [-3.0e38] * QUAD)
+    outer = Loop(builder, count, QUAD, [lowest] * num_heads)
     key_bytes = builder.mul(size, long(2))
     last = builder.sub(count, long(1))
     rows = []
-    for token in range(TOGETHER):
-        at = builder.add(outer.index, long(token))
-        at = builder.select(builder.icmp_signed("<", at, last), at, last)
+    for token in range(QUAD):
+        at = at_most(builder, builder.add(outer.index, long(token)), last)
         slot = builder.load(builder.gep(tokens, [at]))
         rows.append(builder.add(keys, builder.mul(slot, key_bytes)))
-    nothing = [ir.Constant(FLOATS, None)] * (num_heads * TOGETHER)
-    inner = _Loop(builder, key_bytes, _BYTES, nothing)
-    loaded = [_load(builder, INTS, builder.add(row, inner.index)) for row in rows]
+    nothing = [ZEROS] * (num_heads * QUAD)
+    inner = Loop(builder, key_bytes, VECTOR_BYTES, nothing)
+    loaded = [load(builder, INTS, builder.add(row, inner.index)) for row in rows]
     add, sums = adding(builder), []
     for head in range(num_heads):
         place = builder.add(queries, builder.mul(key_bytes, long(head)))
-        query = _load(builder, INTS, builder.add(place, inner.index))
+        query = load(builder, INTS, builder.add(place, inner.index))
         sums += [
-            add(inner.sums[head * TOGETHER + token], query, key) for token, key in enumerate(loaded)
+            add(inner.sums[head * QUAD + token], query, key) for token, key in enumerate(loaded)
         ]
     inner.end(sums)
     largest = []
     for head in range(num_heads):
-        found = _totals(builder, sums[head * TOGETHER : (head + 1) * TOGETHER])
+        found = totals(builder, sums[head * QUAD : (head + 1) * QUAD])
         place = builder.add(scores, builder.mul(stride, long(head)))
         place = builder.add(place, builder.mul(outer.index, long(4)))
-        _store(builder, found, place)
+        store(builder, found, place)
         before = outer.sums[head]
         largest.append(builder.select(builder.fcmp_ordered(">", found, before), found, before))
     outer.end(largest)
     for head, found in enumerate(largest):
         place = builder.add(scores, builder.mul(stride, long(head)))
-        _store(builder, found, builder.sub(place, long(4 * TOGETHER)))
-
-
-def _totals(builder: Any, sums: Sequence[Any]) -> Any:
-    """Each one's lanes added up: [TOGETHER]."""
-    first, second, third, fourth = sums
-    ahead = _crossed(builder, first, second, 1)
-    behind = _crossed(builder, third, fourth, 1)
-    crossed = _crossed(builder, ahead, behind, 2)
-    parts = [
-        builder.shuffle_vector(crossed, crossed, _order(range(begin, begin + TOGETHER)))
-        for begin in range(0, LANES, TOGETHER)
-    ]
-    return builder.fadd(builder.fadd(parts[0], parts[1]), builder.fadd(parts[2], parts[3]))
-
-
-def _crossed(builder: Any, one: Any, other: Any, width: int) -> Any:
-    """Each one's neighbouring groups of so many lanes added up, by turns."""
-    near: list[int] = []
-    far: list[int] = []
-    for begin in range(0, LANES, 2 * width):
-        for source in (0, LANES):
-            near += range(source + begin, source + begin + width)
-            far += range(source + begin + width, source + begin + 2 * width)
-    return builder.fadd(
-        builder.shuffle_vector(one, other, _order(near)),
-        builder.shuffle_vector(one, other, _order(far)),
-    )
+        store(builder, found, builder.sub(place, long(4 * QUAD)))
 
 
 def _mix(builder: Any, num_heads: int, arguments: Sequence[Any]) -> None:
     weights, stride, sums, values, size, slots, count = arguments
     tokens = builder.inttoptr(slots, INT64.as_pointer())
     per_head = DIMS // LANES
-    loop = _Loop(builder, count, 1, [ir.Constant(FLOATS, None)] * (num_heads * per_head))
+    loop = Loop(builder, count, 1, [ZEROS] * (num_heads * per_head))
     slot = builder.load(builder.gep(tokens, [loop.index]))
     row = builder.add(values, builder.mul(slot, builder.mul(size, long(2))))
     wide = []
     for part in range(DIMS // PAIRED):
-        pairs = _load(builder, INTS, builder.add(row, long(part * _BYTES)))
+        pairs = load(builder, INTS, builder.add(row, long(part * VECTOR_BYTES)))
         shifted = builder.shl(pairs, ir.Constant(INTS, [16] * LANES))
         upper = builder.and_(pairs, ir.Constant(INTS, [0xFFFF0000] * LANES))
         wide += [builder.bitcast(shifted, FLOATS), builder.bitcast(upper, FLOATS)]
@@ -171,21 +116,7 @@ def _mix(builder: Any, num_heads: int, arguments: Sequence[Any]) -> None:
     for index, found in enumerate(after):
         head, part = divmod(index, per_head)
         place = builder.add(sums, builder.mul(size, long(4 * head)))
-        _store(builder, found, builder.add(place, long(part * _BYTES)))
-
-
-def _order(lanes: Sequence[int]) -> Any:
-    return ir.Constant(ir.VectorType(INT32, len(lanes)), list(lanes))
-
-
-def _load(builder: Any, kind: Any, address: Any) -> Any:
-    loaded = builder.load(builder.inttoptr(address, kind.as_pointer()))
-    loaded.align = 2
-    return loaded
-
-
-def _store(builder: Any, value: Any, address: Any) -> None:
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 4
+        store(builder, found, builder.add(place, long(part * VECTOR_BYTES)))
 
 
 _score_one, _score_two, _score_three, _score_four = (
@@ -211,8 +142,8 @@ def score(
 
     Args:
         num_heads: how many.
-        scores: float32, a row a head. In front of each row go TOGETHER numbers, the largest of
-            which is the row's; behind it there is room for a multiple of TOGETHER.
+        scores: float32, a row a head. In front of each row go QUAD numbers, the largest of
+            which is the row's; behind it there is room for a multiple of QUAD.
         stride: bytes from one head's scores to the next.
         queries: bfloat16 [num_heads, size].
         keys: bfloat16 [all slots, size].

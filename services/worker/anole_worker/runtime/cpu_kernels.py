@@ -15,8 +15,6 @@ from anole_worker.runtime.cpu_numbers import (
     FLOAT32,
     compiled,
     exp,
-    finite,
-    from_bits,
     narrow,
     pointer,
     wide,
@@ -102,95 +100,6 @@ def add(x: Any, y: Any) -> None:
         sums, part = x[row], y[row]
         for index in range(size):
             sums[index] += wide(part[index])
-
-
-@compiled
-def add_deltas(
-    y: Any, x: Any, tiles: Any, record: int, columns: Any, sizes: Any, room: Any
-) -> None:
-    """Add to y [tokens, out] what adapters make of x [tokens, in] at one site of one layer.
-
-    Args:
-        y: changed in place.
-        x: the site's input.
-        tiles: int64 [tiles, 3]: the address of an adapter's table, first token, number of tokens.
-        record: where in each table the site's record begins (see lora_table).
-        columns: int64 [modules]: where each module's columns of y begin.
-        sizes: int64 [modules]: how many they are.
-        room: float32 [max(in, out) + sum of ranks], to work in.
-    """
-    for tile in range(len(tiles)):
-        site = carray(pointer(tiles[tile, 0], np.int64), record + 12)[record:]
-        for token in range(tiles[tile, 1], tiles[tile, 1] + tiles[tile, 2]):
-            if site[8] == FLOAT32:
-                _add_delta(y[token], x[token], site, columns, sizes, room, np.float32)
-            elif site[8] == FLOAT16:
-                _add_delta(y[token], x[token], site, columns, sizes, room, np.int16)
-            else:
-                _add_delta(y[token], x[token], site, columns, sizes, room, np.uint16)
-
-
-@compiled
-def add_narrow_deltas(
-    y: Any, x: Any, tiles: Any, record: int, columns: Any, sizes: Any, room: Any
-) -> None:
-    """As add_deltas(), where all are bfloat16, the adapters too."""
-    for tile in range(len(tiles)):
-        site = carray(pointer(tiles[tile, 0], np.int64), record + 12)[record:]
-        for token in range(tiles[tile, 1], tiles[tile, 1] + tiles[tile, 2]):
-            _add_delta(y[token], x[token], site, columns, sizes, room, np.uint16)
-
-
-@compiled
-def _add_delta(
-    y: Any, x: Any, site: Any, columns: Any, sizes: Any, room: Any, element: Any
-) -> None:
-    """One adapter to one token; element: the type of the adapter's numbers."""
-    if site[7] == 0:
-        return
-    marks, scales = site[4:8], site[9:12]
-    down = carray(pointer(site[0], element), (marks[3], len(x)))
-    hidden = _shrink(x, down, room)
-    for module in range(len(columns)):
-        begin, rank = marks[module], marks[module + 1] - marks[module]
-        if rank > 0:
-            size = sizes[module]
-            up = carray(pointer(site[1 + module], element), (rank, size))
-            part = y[columns[module] : columns[module] + size]
-            _expand(part, hidden[begin : begin + rank], up, from_bits(scales[module]), room)
-
-
-@compiled
-def _shrink(x: Any, down: Any, room: Any) -> Any:
-    """The end of the room, with down [ranks, in] times x."""
-    num_ranks, num_in = down.shape
-    numbers = room[:num_in]
-    for index in range(num_in):
-        numbers[index] = wide(x[index])
-    hidden = room[len(room) - num_ranks :]
-    for rank in range(num_ranks):
-        row = down[rank]
-        total = np.float32(0)
-        for index in range(num_in):
-            total += finite(row[index]) * numbers[index]
-        hidden[rank] = total
-    return hidden
-
-
-@compiled
-def _expand(y: Any, hidden: Any, up: Any, scale: Any, room: Any) -> None:
-    """Add scale times hidden [rank] times up [rank, out] to y, a row of the room being its sum."""
-    rank, size = up.shape
-    total = room[:size]
-    for index in range(size):
-        total[index] = wide(y[index])
-    # One after the other: the processor fetches ahead along one row twice as fast as along four.
-    for index in range(rank):
-        weight, row = hidden[index] * scale, up[index]
-        for column in range(size):
-            total[column] += weight * finite(row[column])
-    for index in range(size):
-        y[index] = narrow(total[index], y)
 
 
 @compiled

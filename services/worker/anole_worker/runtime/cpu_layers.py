@@ -1,8 +1,7 @@
-"""All layers of a step of single tokens in one compiled call on a CPU, in bfloat16.
+"""All layers of a step in one compiled call on a CPU, in bfloat16.
 
-What it computes, and how it rounds, is Network's pass over the same loops: an answer does not
-depend on which of them ran. Between two of a layer's dozen loops Python takes as long as a row's
-whole product with a small matrix, and its lock.
+What it computes, and how it rounds, is Network's pass over the same loops. Between two of a layer's
+dozen loops, Python would take as long as a row's whole product with a small matrix, and its lock.
 """
 
 from typing import Any, NamedTuple
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 
 from anole_worker.model_shape import DOWN, GATE_UP, OUTPUT, QKV
 from anole_worker.runtime.cpu_attention import attend_narrow
+from anole_worker.runtime.cpu_deltas import add_narrow_deltas
 from anole_worker.runtime.cpu_dots import WIDTH
-from anole_worker.runtime.cpu_kernels import activate, add, add_narrow_deltas, normalise, rotate
+from anole_worker.runtime.cpu_kernels import activate, add, normalise, rotate
 from anole_worker.runtime.cpu_numbers import compiled, pointer
 from anole_worker.runtime.cpu_products import multiply
 
@@ -55,12 +55,14 @@ class Tokens(NamedTuple):
     """[rows, head_dim], its first half negated."""
     places: NDArray[np.int64]
     """[rows]: the slots that their keys and values go to."""
-    rows: NDArray[np.int64]
-    """[rows]: 0, 1, ..."""
+    singles: NDArray[np.int64]
+    """[rows]: 0, 1, ... They, and what follows, are as attend_narrow() takes them."""
+    begins: NDArray[np.int64]
+    """[rows]"""
     ends: NDArray[np.int64]
-    """[rows]: where in `slots` each sequence ends."""
+    """[rows]"""
     slots: NDArray[np.int64]
-    """All slots of the sequences, one after the other."""
+    """[...]"""
     tiles: NDArray[np.int64]
     """[tiles, 3]: their adapters, as add_narrow_deltas() takes them."""
     room: NDArray[np.float32]
@@ -81,49 +83,58 @@ class Tokens(NamedTuple):
 def run(x: Any, layers: Any, tokens: Any) -> None:
     """Take x, float32 [rows, hidden], from the embeddings to the states behind the last layer."""
     for layer in range(len(layers.addresses)):
-        _attention(x, layer, layers, tokens)
-        _mlp(x, layer, layers, tokens)
+        write(x, layer, layers, tokens)
+        finish(x, layer, layers, tokens)
 
 
 @compiled
-def _attention(x: Any, layer: int, layers: Any, tokens: Any) -> None:
-    """Add the attention block's output to x."""
+def write(x: Any, layer: int, layers: Any, tokens: Any) -> None:
+    """Make a layer's queries, keys and values, and store the last two in its pool."""
     heads, kv_heads, size = layers.heads, layers.kv_heads, layers.head_dim
     addresses, normed, qkv = layers.addresses[layer], tokens.normed, tokens.qkv
     normalise(normed, x, _array(addresses[ATTENTION_NORM], x.shape[1]), layers.epsilon)
     side_by_side = (len(x), (heads + 2 * kv_heads) * size)
-    _project(
-        carray(pointer(qkv.ctypes.data, np.uint16), side_by_side),
-        normed,
-        layer,
-        _QKV,
-        layers,
-        tokens,
-    )
+    flat = carray(pointer(qkv.ctypes.data, np.uint16), side_by_side)
+    _project(flat, normed, layer, _QKV, layers, tokens)
     count = heads + kv_heads
     has_norm = addresses[QK_NORM] != 0
     norm = carray(pointer(addresses[QK_NORM], np.uint16), (count if has_norm else 0, size))
     rotate(qkv, count, norm, tokens.cos, tokens.sin, layers.epsilon)
-    pool = carray(pointer(addresses[POOL], np.uint16), (2 * kv_heads, layers.num_slots, size))
+    pool = _pool(layer, layers)
     for row in range(len(x)):
         for head in range(2 * kv_heads):
             place, new = pool[head, tokens.places[row]], qkv[row, heads + head]
             for dim in range(size):  # numba checks shapes otherwise, and takes seconds to learn it
                 place[dim] = new[dim]
-    attend_narrow(tokens.attended, qkv, pool, tokens.rows, tokens.ends, tokens.slots)
-    _project(normed, tokens.attended, layer, _OUTPUT, layers, tokens)
-    add(x, normed)
 
 
 @compiled
-def _mlp(x: Any, layer: int, layers: Any, tokens: Any) -> None:
-    """Add the MLP block's output to x."""
+def finish(x: Any, layer: int, layers: Any, tokens: Any) -> None:
+    """Add to x what the rest of the layer makes of them, its MLP included."""
     normed = tokens.normed
+    attend_narrow(
+        tokens.attended,
+        tokens.qkv,
+        _pool(layer, layers),
+        tokens.singles,
+        tokens.begins,
+        tokens.ends,
+        tokens.slots,
+    )
+    _project(normed, tokens.attended, layer, _OUTPUT, layers, tokens)
+    add(x, normed)
     normalise(normed, x, _array(layers.addresses[layer, MLP_NORM], x.shape[1]), layers.epsilon)
     _project(tokens.gate_up, normed, layer, _GATE_UP, layers, tokens)
     activate(tokens.activated, tokens.gate_up)
     _project(normed, tokens.activated, layer, _DOWN, layers, tokens)
     add(x, normed)
+
+
+@compiled
+def _pool(layer: int, layers: Any) -> Any:
+    """A layer's part of the KV cache: [2 * kv_heads, slots, head_dim]."""
+    address, planes = layers.addresses[layer, POOL], 2 * layers.kv_heads
+    return carray(pointer(address, np.uint16), (planes, layers.num_slots, layers.head_dim))
 
 
 @compiled

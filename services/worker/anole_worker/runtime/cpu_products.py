@@ -52,7 +52,7 @@ def multiply(y: Any, x: Any, packed: Any, bias: Any) -> None:
             sums[:count] = np.float32(0)
             weights = packed[block].ctypes.data
             for pair in range(0, pairs, _MOST_PAIRS):
-                _add_tiles(
+                add_tiles(
                     sums.ctypes.data,
                     address + pair * 4,
                     2 * num_in,
@@ -64,8 +64,11 @@ def multiply(y: Any, x: Any, packed: Any, bias: Any) -> None:
 
 
 @compiled
-def _add_tiles(sums: int, x: int, stride: int, weights: int, pairs: int, count: int) -> None:
-    """Rows as evenly as they can be shared: a tile of few takes nearly as long as one of many."""
+def add_tiles(sums: int, x: int, stride: int, weights: int, pairs: int, count: int) -> None:
+    """As add_dots(), of any number of rows.
+
+    Shared as evenly as they can be: a tile of few takes nearly as long as one of many.
+    """
     tiles = (count + MOST_ROWS - 1) // MOST_ROWS
     for tile in range(tiles):
         row, end = count * tile // tiles, count * (tile + 1) // tiles

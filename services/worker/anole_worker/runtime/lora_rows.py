@@ -1,10 +1,12 @@
-"""Adds adapters to projections on a CPU: few tokens by a compiled loop, many by torch.
+"""Adds adapters to projections on a CPU by compiled loops; in float32, many tokens by torch.
 
 In decoding every adapter has a row or two. torch's products then cost tens of microseconds a call,
 of which one step of 16 adapters makes 3,000; one call of the loop reads all adapters' weights of a
-projection at the speed of memory. Long chunks are left to torch, whose products reuse them.
+projection at the speed of memory. torch reuses them for long chunks, and is good at that in
+float32.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anole_worker.model_shape import SITES, ModelShape
-from anole_worker.runtime import cpu_kernels
+from anole_worker.runtime import cpu_deltas
 from anole_worker.runtime.lora import AdaptedTokens, LoopDeltas
 from anole_worker.runtime.lora_table import MAX_MODULES, RECORD
 from anole_worker.runtime.projection import elements
@@ -22,8 +24,8 @@ MAX_RANK = 256
 
 Room = NDArray[np.float32]
 
-_MOST_TOKENS = {torch.float32: 8, torch.bfloat16: 16}
-"""Of one adapter in a step that the loop takes; and the types that it knows."""
+_MOST_TOKENS = {torch.float32: 8, torch.bfloat16: sys.maxsize}
+"""Of one adapter in a step that loops take; and the types that they know."""
 
 
 class RowsBackend:
@@ -33,7 +35,7 @@ class RowsBackend:
         dims = shape.module_dims
         self._most = _MOST_TOKENS[dtype]
         is_narrow = dtype == torch.bfloat16
-        self._add = cpu_kernels.add_narrow_deltas if is_narrow else cpu_kernels.add_deltas
+        self._add = cpu_deltas.add_narrow_deltas if is_narrow else cpu_deltas.add_deltas
         self.columns = _by_site(lambda module: shape.columns(module).start)
         """int64 [SITES, modules]: where each module's columns of its site's output begin."""
         self.sizes = _by_site(lambda module: dims[module][1])
@@ -70,17 +72,14 @@ class RowsBackend:
 class RowsDeltas:
     """The Deltas of one step."""
 
-    __slots__ = ("_backend", "_many", "has_many", "room", "tiles")
+    __slots__ = ("_backend", "_many", "room", "tiles")
 
     def __init__(
         self, backend: RowsBackend, adapted: Sequence[AdaptedTokens], most: int, room: Room
     ) -> None:
         """most: tokens of one adapter that the loop takes; room: to work in, for one thread."""
-        many = [tokens for tokens in adapted if tokens.end - tokens.begin > most]
         self._backend = backend
-        self._many = LoopDeltas(many)
-        self.has_many = bool(many)
-        """Whether there are tokens that are torch's."""
+        self._many = LoopDeltas([own for own in adapted if own.end - own.begin > most])
         self.tiles = _tiles(tokens for tokens in adapted if tokens.end - tokens.begin <= most)
         """As the loop takes them."""
         self.room = room

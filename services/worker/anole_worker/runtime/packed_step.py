@@ -18,20 +18,22 @@ from anole_worker.runtime.kv_cache import KvCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeRows:
-    """Rows of one new token each."""
+class Singles:
+    """Tokens that attend one by one."""
 
     tokens: NDArray[np.int64]
-    """[rows]: which of the step's tokens they are."""
+    """[singles]: which of the step's tokens they are."""
+    begins: NDArray[np.int64]
+    """[singles]: where in `slots` each one's sequence begins."""
     ends: NDArray[np.int64]
-    """[rows]: where in `slots` each row's sequence ends."""
+    """[singles]: where in `slots` what each sees ends: behind its own."""
     slots: NDArray[np.int64]
-    """All slots of the sequences, one after the other."""
+    """All slots of their rows' sequences, one after the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptChunk:
-    """The consecutive tokens of one row."""
+    """The consecutive tokens of one row, which attend together."""
 
     begin: int
     end: int
@@ -60,30 +62,33 @@ class PackedStep:
     """[1, tokens]"""
     slots: Tensor
     """[tokens]: where the new keys and values go."""
-    decodes: DecodeRows | None
-    """None where no row is of one token."""
+    singles: Singles | None
+    """None where there are no such."""
     chunks: tuple[PromptChunk, ...]
     segments: tuple[Segment, ...]
     sampled: Tensor
     """[rows that sample]: the last token of each."""
 
 
-def pack(step: Step, cache: KvCache, dtype: torch.dtype) -> PackedStep:
-    """Lay a step out; the masks are of the model's dtype. The step must not be empty."""
+def pack(step: Step, cache: KvCache, dtype: torch.dtype, *, one_by_one: bool = False) -> PackedStep:
+    """Lay a step out, which must not be empty; masks are of the model's dtype.
+
+    one_by_one: whether tokens of chunks are to attend so, too.
+    """
     rows = step.rows
     lengths = [len(row.token_ids) for row in rows]
     ends = np.cumsum(lengths).tolist()
     begins = [end - length for end, length in zip(ends, lengths, strict=True)]
-    decoding = [index for index, length in enumerate(lengths) if length == 1]
+    single = [index for index, length in enumerate(lengths) if one_by_one or length == 1]
     return PackedStep(
         token_ids=torch.tensor([token_id for row in rows for token_id in row.token_ids]),
         positions=_tensor([np.arange(row.start, _end(row)) for row in rows]).unsqueeze(0),
         slots=_tensor([cache.slots(row.block_table, row.start, _end(row)) for row in rows]),
-        decodes=_decodes(rows, begins, decoding, cache) if decoding else None,
+        singles=_singles(rows, begins, single, cache) if single else None,
         chunks=tuple(
             _chunk(row, begin, cache, dtype)
             for row, begin in zip(rows, begins, strict=True)
-            if len(row.token_ids) > 1
+            if len(row.token_ids) > 1 and not one_by_one
         ),
         segments=segments_of(rows, begins, ends),
         sampled=torch.tensor(
@@ -101,13 +106,19 @@ def _tensor(parts: Sequence[NDArray[np.int64]]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def _decodes(
-    rows: Sequence[Row], begins: Sequence[int], decoding: Sequence[int], cache: KvCache
-) -> DecodeRows:
-    own = [cache.slots(rows[index].block_table, 0, _end(rows[index])) for index in decoding]
-    return DecodeRows(
-        tokens=np.array([begins[index] for index in decoding]),
-        ends=np.cumsum([len(slots) for slots in own]),
+def _singles(
+    rows: Sequence[Row], begins: Sequence[int], single: Sequence[int], cache: KvCache
+) -> Singles:
+    """Of the rows in `single`."""
+    own = [cache.slots(rows[index].block_table, 0, _end(rows[index])) for index in single]
+    ends = np.cumsum([len(slots) for slots in own])
+    counts = np.array([len(rows[index].token_ids) for index in single])
+    # Of a row's tokens, the last sees all of its slots, the one before it all but one, ...
+    within = np.concatenate([np.arange(count) for count in counts])
+    return Singles(
+        tokens=np.repeat([begins[index] for index in single], counts) + within,
+        begins=np.repeat(ends - [len(slots) for slots in own], counts),
+        ends=np.repeat(ends - counts, counts) + within + 1,
         slots=np.concatenate(own),
     )
 
