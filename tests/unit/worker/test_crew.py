@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anole_worker.core.step import Step
-from anole_worker.runtime.crew import Crew, Turns, default_threads, shares
+from anole_worker.runtime.crew import Crew, Turns, default_threads, do_meet, shares
 from tests.unit.worker.tiny import row, step
 
 
@@ -25,9 +25,12 @@ def steps(draw: st.DrawFn) -> Step:
     )
 
 
-@given(steps(), st.integers(1, 8))
-def test_shares_are_the_whole_step_in_its_order(whole: Step, num_threads: int) -> None:
-    parts = shares(whole, num_threads)
+LEAST = st.sampled_from([4, 24])
+
+
+@given(steps(), st.integers(1, 8), LEAST)
+def test_shares_are_the_whole_step_in_its_order(whole: Step, num_threads: int, least: int) -> None:
+    parts = shares(whole, num_threads, least)
     assert 1 <= len(parts) <= num_threads
     pieces = [piece for part in parts for piece in part.rows]
     together = [list(own) for _, own in groupby(pieces, key=lambda piece: piece.request_id)]
@@ -39,18 +42,35 @@ def test_shares_are_the_whole_step_in_its_order(whole: Step, num_threads: int) -
         assert {piece.adapter for piece in own} == {each.adapter}
 
 
-@given(steps(), st.integers(2, 8))
-def test_shares_are_worth_a_thread_and_of_about_one_size(whole: Step, num_threads: int) -> None:
-    parts = shares(whole, num_threads)
+@given(steps(), st.integers(2, 8), LEAST)
+def test_shares_are_worth_a_thread_and_of_about_one_size(
+    whole: Step, num_threads: int, least: int
+) -> None:
+    parts = shares(whole, num_threads, least)
     sizes = [sum(len(each.token_ids) for each in part.rows) for part in parts]
     if len(parts) > 1:
-        assert min(sizes) >= 24 - 8
+        assert min(sizes) >= max(1, least - 8)
         assert max(sizes) - min(sizes) <= 2 * 8
 
 
 def test_a_step_of_few_tokens_is_one_threads() -> None:
     few = step(*(row(str(index), [1], [index]) for index in range(32)))
-    assert shares(few, 4) == [few]
+    assert shares(few, 4, least=24) == [few]
+    assert [len(part.rows) for part in shares(few, 4, least=4)] == [8, 8, 8, 8]
+
+
+def test_parts_meet_where_one_may_attend_to_what_another_writes() -> None:
+    """Blocks are of 4 tokens."""
+    prefix = [9, 8]  # written before
+    ours = step(row("a", [1], [*prefix, 0], start=8), row("b", [1], [*prefix, 1], start=9))
+    theirs = step(row("c", [1], [*prefix, 2], start=11))
+    assert not do_meet([ours, theirs], 4)
+    follower = step(row("d", [1], [*prefix, 1, 3], start=12))
+    assert do_meet([ours, follower], 4)
+    assert do_meet([follower, ours], 4)
+    prompt = [row("e", [1] * 6, [4, 5, 6]), row("e", [1] * 3, [4, 5, 6], start=6)]
+    assert do_meet([step(prompt[0]), step(prompt[1])], 4)
+    assert not do_meet([step(prompt[0]), theirs], 4)
 
 
 def test_calls_run_at_once_and_give_what_they_give_in_order() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row, Sampling, Score, TokenLogprobs
-from anole_worker.runtime import crew
+from anole_worker.runtime import cpu_batches, crew
 from anole_worker.runtime.adapters import LoadedAdapter
 from anole_worker.runtime.cpu_batches import CpuBatches
 from anole_worker.runtime.kv_cache import KvCache
@@ -87,10 +87,10 @@ def model(
 ) -> Iterator[Model]:
     """Each family, with one adapter of every kind, run by one thread and shared by three."""
     family, num_threads = request.param
-    model = build(tmp_path_factory.mktemp(family), family, num_threads=num_threads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crew, "_LEAST_TOKENS", 4)
+        patch.setattr(cpu_batches, "_LEAST_TOKENS", 4)
         patch.setattr(crew, "_LEAST_CUT", 2)
+        model = build(tmp_path_factory.mktemp(family), family, num_threads=num_threads)
         yield _with_adapters(model)
 
 

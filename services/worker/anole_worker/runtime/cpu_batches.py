@@ -14,13 +14,17 @@ from anole_worker.core.step import Step
 from anole_worker.runtime.adapters import LoadedAdapter
 from anole_worker.runtime.attention import attend, is_narrow
 from anole_worker.runtime.compiled_layers import CompiledLayers
-from anole_worker.runtime.crew import Turns, shares
+from anole_worker.runtime.crew import Turns, do_meet, shares
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.lora import AdaptedTokens, Deltas, LoopDeltas
 from anole_worker.runtime.lora_rows import RowsBackend, RowsDeltas
 from anole_worker.runtime.network import Batch
 from anole_worker.runtime.packed_step import PackedStep, Segment, pack
 from anole_worker.runtime.weights import ModelWeights
+
+_LEAST_TOKENS, _LEAST_COMPILED = 24, 4
+"""Of a part. Each reads all weights, and where layers are not one call its threads wait for each
+other's Python."""
 
 
 class CpuBatches:
@@ -32,6 +36,7 @@ class CpuBatches:
         self._kv_cache = kv_cache
         self._one_by_one = is_narrow(weights.dtype, weights.shape.head_dim)
         self._num_threads = num_threads
+        self._least = _LEAST_TOKENS
         self._num_layers = weights.shape.num_layers
         self._make_deltas: Callable[[Sequence[AdaptedTokens]], Deltas] = LoopDeltas
         self._layers: CompiledLayers | None = None
@@ -40,12 +45,15 @@ class CpuBatches:
             self._make_deltas = backend.deltas
             if CompiledLayers.known(weights):
                 self._layers = CompiledLayers(weights, kv_cache, backend)
+                self._least = _LEAST_COMPILED
 
     def make(self, step: Step, adapters: Mapping[Adapter, LoadedAdapter]) -> list[Batch]:
         """The step, which has rows, as the network wants it."""
-        parts = shares(step, self._num_threads)
+        parts = shares(step, self._num_threads, self._least)
         if len(parts) == 1:
             return [self._make(step, adapters)]
+        if not do_meet(parts, self._kv_cache.block_size):
+            return [self._make(part, adapters) for part in parts]
         turns = Turns(len(parts), self._num_layers)
         return [
             replace(

@@ -2,30 +2,27 @@
 
 torch's own threads share every product instead. They meet some hundred times a step, and spin until
 the last one is there: where a processor is also wanted by others, steps take several times as long.
-These meet once a layer and sleep: prompts become 1.4 to 1.8 times as fast by two of them, and short
-ones up to 1.5 times as slow where one of the processors has other work (ADR 21). Steps of single
-tokens gain little, since both threads read all weights.
+These meet once a layer, if at all, and sleep: steps become 1.2 to 1.8 times as fast by two of them,
+and short ones up to 1.5 times as slow where one of the processors has other work (ADR 21).
 """
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from threading import Lock
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from anole_worker.core.step import Row, Step
 
-_LEAST_TOKENS = 24
-"""Of a part: fewer cost a pass over the weights and save little."""
 _LEAST_CUT = 8
 """Tokens that a prompt is cut for."""
 _MOST_THREADS = 4
 """Unless told otherwise: between two products, a thread keeps the others from Python."""
 
-Call = Callable[[], Tensor]
+Result = TypeVar("Result")
 
 
 def default_threads(torch_threads: int) -> int:
@@ -47,12 +44,12 @@ class Crew:
             initargs=(1,),
         )
 
-    def run(self, calls: Sequence[Call]) -> list[Tensor]:
+    def run(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
         """What the calls give, made at once, the first one by the caller's own thread.
 
         Returns when all have ended; raises what the first one that failed did.
         """
-        others: list[Future[Tensor]] = [self._others.submit(_inferring, call) for call in calls[1:]]
+        others = [self._others.submit(_inferring, call) for call in calls[1:]]
         try:
             first = _inferring(calls[0])
         finally:
@@ -61,7 +58,7 @@ class Crew:
 
 
 @torch.inference_mode()
-def _inferring(call: Call) -> Tensor:
+def _inferring(call: Callable[[], Result]) -> Result:
     return call()  # the mode is a thread's own
 
 
@@ -95,13 +92,13 @@ def _closed() -> Lock:
     return lock
 
 
-def shares(step: Step, num_threads: int) -> list[Step]:
-    """The step, in so many parts of about as many tokens as pay, in its own order.
+def shares(step: Step, num_threads: int, least: int) -> list[Step]:
+    """The step, in at most so many parts of about as many tokens, in its own order.
 
-    A prompt may be cut. Its first piece draws nothing then.
+    A prompt may be cut. Its first piece draws nothing then. least: tokens that a part pays with.
     """
     num_tokens = sum(len(row.token_ids) for row in step.rows)
-    num_parts = max(1, min(num_threads, num_tokens // _LEAST_TOKENS))
+    num_parts = max(1, min(num_threads, num_tokens // least))
     parts: list[list[Row]] = [[] for _ in range(num_parts)]
     begin = 0
     for row in step.rows:
@@ -110,6 +107,22 @@ def shares(step: Step, num_threads: int) -> list[Step]:
             parts[(2 * begin + size) * num_parts // (2 * num_tokens)].append(piece)  # its middle's
             begin += size
     return [Step(rows=tuple(rows)) for rows in parts if rows]
+
+
+def do_meet(parts: Sequence[Step], block_size: int) -> bool:
+    """Whether some part's tokens may attend to keys and values that another part writes."""
+    for part in parts:
+        written = {
+            block
+            for row in part.rows
+            for block in row.block_table[
+                row.start // block_size : (row.start + len(row.token_ids) - 1) // block_size + 1
+            ]
+        }
+        others = (row for other in parts if other is not part for row in other.rows)
+        if any(not written.isdisjoint(row.block_table) for row in others):
+            return True
+    return False
 
 
 def _pieces(row: Row, begin: int, share: float) -> list[Row]:

@@ -99,11 +99,14 @@ class ModelRunner:
         batches = self._batches.make(step, adapters)
         if self._crew is None or len(batches) == 1:
             (batch,) = batches
-            x = self._network.states(batch)
-            return x, self._network.head(x[batch.sampled])
-        parts = self._crew.run([partial(self._network.states, batch) for batch in batches])
-        sampled = [x[batch.sampled] for x, batch in zip(parts, batches, strict=True)]
-        return torch.cat(parts), self._network.head(torch.cat(sampled))
+            return self._part(batch)
+        parts = self._crew.run([partial(self._part, batch) for batch in batches])
+        return torch.cat([x for x, _ in parts]), torch.cat([logits for _, logits in parts])
+
+    def _part(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The states of its tokens, and the logits of rows that sample."""
+        x = self._network.states(batch)
+        return x, self._network.head(x[batch.sampled])
 
     def _score(self, x: Tensor, wanted: Score) -> tuple[TokenLogprobs, ...]:
         found: list[TokenLogprobs] = []
