@@ -8,14 +8,14 @@ from torch import Tensor
 
 from anole_worker.core.step import Row, Step
 from anole_worker.model_shape import ModelShape
-from anole_worker.runtime.attention import attend, is_narrow
+from anole_worker.runtime.attention import attend, has_loop
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.packed_step import pack
 from tests.unit.worker.peft_folders import SHAPE
 from tests.unit.worker.tiny import row, step
 
 BLOCK_SIZE = 4
-NUM_BLOCKS = 128
+NUM_BLOCKS = 256
 DTYPES = [torch.float32, torch.bfloat16]
 SHAPES = [
     replace(SHAPE, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)
@@ -53,8 +53,8 @@ def random_rows(lengths: list[tuple[int, int]]) -> list[Row]:
 def written_and_attended(
     queries: Tensor, keys_values: Tensor, cache: KvCache, whole: Step
 ) -> Tensor:
-    one_by_one = is_narrow(queries.dtype, queries.shape[2])
-    packed = pack(whole, cache, queries.dtype, one_by_one=one_by_one)
+    is_looped = has_loop(queries.dtype, queries.shape[2])
+    packed = pack(whole, cache, queries.dtype, has_loop=is_looped)
     cache.write(0, packed.slots, keys_values)
     return attend(queries, keys_values, cache, 0, packed)
 
@@ -62,7 +62,9 @@ def written_and_attended(
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
-        st.tuples(st.integers(0, 40), st.sampled_from([1, 1, 1, 2, 7])), min_size=1, max_size=6
+        st.tuples(st.integers(0, 80), st.sampled_from([1, 1, 1, 2, 7, 16, 70, 100])),
+        min_size=1,
+        max_size=4,
     ),
     st.sampled_from(SHAPES),
     st.sampled_from(DTYPES),
@@ -143,3 +145,26 @@ def test_a_sequence_that_went_wrong_spoils_no_other(
     attended = written_and_attended(queries, keys_values, cache, step(bad, good))
     assert attended[0].isnan().all()
     assert attended[1:].isfinite().all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(16, 200), st.integers(0, 150), st.sampled_from(SHAPES[1:]))
+def test_a_loops_chunk_gives_the_same_however_it_is_cut(
+    count: int, past: int, shape: ModelShape
+) -> None:
+    cache = KvCache(shape, NUM_BLOCKS, BLOCK_SIZE, dtype=torch.bfloat16)
+    (whole,) = random_rows([(past, count)])
+    size = (2 * shape.num_kv_heads, shape.head_dim)
+    before = torch.from_numpy(cache.slots(whole.block_table, 0, past))
+    cache.write(0, before, torch.randn(past, *size).bfloat16())
+    queries = torch.randn(count, shape.num_heads, shape.head_dim).bfloat16()
+    new = torch.randn(count, *size).bfloat16()
+    together = written_and_attended(queries, new, cache, step(whole))
+    for begin in range(0, count - 15, 40):
+        end = count if count - begin < 56 else begin + 40
+        piece = row("0", [1] * (end - begin), whole.block_table, start=past + begin)
+        part = slice(begin, end)
+        alone = written_and_attended(queries[part], new[part], cache, step(piece))
+        assert torch.equal(together[part], alone)
+        if end == count:
+            break

@@ -31,38 +31,34 @@ def test_base_rows_have_no_segment_and_each_adapter_has_one() -> None:
     ]
 
 
-def test_singles_know_the_slots_of_their_sequences() -> None:
-    singles = packed(row("a", [7], [2], start=1), row("b", [8], [3, 5], start=4)).singles
-    assert singles is not None
-    assert singles.tokens.tolist() == [0, 1]
-    assert singles.slots.tolist() == [8, 9, 12, 13, 14, 15, 20]
-    assert singles.begins.tolist() == [0, 2]
-    assert singles.ends.tolist() == [2, 7]
+def test_single_tokens_know_the_slots_of_their_sequences() -> None:
+    looped = packed(row("a", [7], [2], start=1), row("b", [8], [3, 5], start=4)).loop_rows
+    assert looped is not None
+    assert looped.slots.tolist() == [8, 9, 12, 13, 14, 15, 20]
+    assert looped.rows.tolist() == [[0, 1, 0, 2], [1, 1, 2, 7]]
 
 
-def test_tokens_of_chunks_can_be_singles_that_see_no_further_than_themselves() -> None:
+def test_chunks_can_be_a_loops_as_well() -> None:
     rows = step(row("a", [1, 2], [2, 6], start=3), row("b", [8], [3], start=2), row("c", [9], [4]))
     cache = KvCache(SHAPE, num_blocks=16, block_size=4)
-    result = pack(rows, cache, torch.float32, one_by_one=True)
-    singles = result.singles
-    assert singles is not None
+    result = pack(rows, cache, torch.float32, has_loop=True)
+    looped = result.loop_rows
+    assert looped is not None
     assert result.chunks == ()
-    assert singles.tokens.tolist() == [0, 1, 2, 3]
-    assert singles.slots.tolist() == [8, 9, 10, 11, 24, 12, 13, 14, 16]
-    assert singles.begins.tolist() == [0, 0, 5, 8]
-    assert singles.ends.tolist() == [4, 5, 8, 9]
+    assert looped.slots.tolist() == [8, 9, 10, 11, 24, 12, 13, 14, 16]
+    assert looped.rows.tolist() == [[0, 2, 0, 5], [2, 1, 5, 8], [3, 1, 8, 9]]
 
 
-def test_singles_among_chunks_know_their_tokens() -> None:
+def test_single_tokens_among_chunks_know_their_tokens() -> None:
     result = packed(row("a", [1, 2], [2]), row("b", [8], [3], start=2), row("c", [9], [4], start=2))
-    assert result.singles is not None
-    assert result.singles.tokens.tolist() == [2, 3]
+    assert result.loop_rows is not None
+    assert result.loop_rows.rows[:, :2].tolist() == [[2, 1], [3, 1]]
     (chunk,) = result.chunks
     assert (chunk.begin, chunk.end, chunk.slots, chunk.mask) == (0, 2, None, None)
 
 
-def test_chunks_alone_have_no_singles() -> None:
-    assert packed(row("a", [1, 2], [2])).singles is None
+def test_chunks_alone_leave_the_loop_nothing() -> None:
+    assert packed(row("a", [1, 2], [2])).loop_rows is None
 
 
 def test_a_later_chunk_sees_the_past_and_itself() -> None:
@@ -73,8 +69,8 @@ def test_a_later_chunk_sees_the_past_and_itself() -> None:
     assert (chunk.mask == 0).tolist() == [[True] * 4 + [False], [True] * 5]
 
 
-def test_a_prompt_of_one_token_is_a_single_without_a_past() -> None:
+def test_a_prompt_of_one_token_is_the_loops_without_a_past() -> None:
     result = packed(row("a", [1], [2]))
     assert result.chunks == ()
-    assert result.singles is not None
-    assert result.singles.slots.tolist() == [8]
+    assert result.loop_rows is not None
+    assert result.loop_rows.slots.tolist() == [8]

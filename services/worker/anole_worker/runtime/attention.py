@@ -1,7 +1,8 @@
 """Attention of a packed step's tokens to their own sequences, over the KV pool on a CPU.
 
-Tokens that attend one by one are a compiled loop's, which reads keys and values where they are.
-Chunks are torch's: the keys that query heads share are viewed once per query head, without a copy.
+Single tokens are a compiled loop's, which reads keys and values where they are; chunks are as well
+in bfloat16. Else they are torch's: the keys that query heads share are viewed once per query head,
+without a copy.
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from anole_worker.runtime import cpu_attention
 from anole_worker.runtime.cpu_heads import DIMS
 from anole_worker.runtime.kv_cache import KvCache
-from anole_worker.runtime.packed_step import PackedStep, PromptChunk, Singles
+from anole_worker.runtime.packed_step import LoopRows, PackedStep, PromptChunk
 from anole_worker.runtime.projection import elements
 
 
@@ -24,34 +25,26 @@ def attend(
     their positions applied. Gives [tokens, heads * head_dim].
     """
     result = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
-    if packed.singles is not None:
-        _attend_singles(result, queries, cache.layer(layer), packed.singles)
+    if packed.loop_rows is not None:
+        _attend_rows(result, queries, cache.layer(layer), packed.loop_rows)
     for chunk in packed.chunks:
         part = slice(chunk.begin, chunk.end)
         result[part] = _attend_chunk(queries[part], keys_values[part], cache, layer, chunk)
     return result
 
 
-def is_narrow(dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether the loop for such keys is faster than torch for chunks, too: let them be singles.
+def has_loop(dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether there is a loop for chunks of such keys.
 
-    Measured on a Zen 4 in bfloat16: a chunk of 128 tokens takes 9 ms of a step, torch's 25.
+    Measured on a Zen 4: of a step of 256 tokens torch's attention takes 75 ms, the loop's 31.
     """
     return dtype == torch.bfloat16 and head_dim % DIMS == 0
 
 
-def _attend_singles(result: Tensor, queries: Tensor, pool: Tensor, singles: Singles) -> None:
-    narrow = is_narrow(result.dtype, queries.shape[2])
-    attend_each = cpu_attention.attend_narrow if narrow else cpu_attention.attend
-    attend_each(
-        elements(result),
-        elements(queries),
-        elements(pool),
-        singles.tokens,
-        singles.begins,
-        singles.ends,
-        singles.slots,
-    )
+def _attend_rows(result: Tensor, queries: Tensor, pool: Tensor, rows: LoopRows) -> None:
+    is_narrow = has_loop(result.dtype, queries.shape[2])
+    attend_each = cpu_attention.attend_narrow if is_narrow else cpu_attention.attend
+    attend_each(elements(result), elements(queries), elements(pool), rows.rows, rows.slots)
 
 
 def _attend_chunk(

@@ -60,21 +60,19 @@ class CompiledLayers:
         deltas: RowsDeltas,
         written: Callable[[int], None] | None,
     ) -> None:
-        """Take the states x of a step's tokens, which are singles, through all layers, in place.
+        """Take the states x of a step's tokens, whose attention is loops', through all layers.
 
         written: to be called with each layer once its keys and values are in the pool.
         """
-        singles, shape, count = packed.singles, self._shape, len(x)
-        assert singles is not None
+        attended, shape, count = packed.loop_rows, self._shape, len(x)
+        assert attended is not None
         heads, size = shape.num_heads, shape.head_dim
         tokens = Tokens(
             cos=elements(cos[:, 0]),
             sin=elements(sin[:, 0]),
             places=packed.slots.numpy(),
-            singles=singles.tokens,
-            begins=singles.begins,
-            ends=singles.ends,
-            slots=singles.slots,
+            rows=attended.rows,
+            slots=attended.slots,
             tiles=deltas.tiles,
             room=deltas.room,
             normed=_room(count, x.shape[1]),

@@ -1,75 +1,71 @@
-"""Attention of single tokens on a CPU, compiled by numba as cpu_kernels' loops are.
+"""Attention on a CPU, compiled by numba as cpu_kernels' loops are.
 
 It reads keys and values where they are: torch's attention wants them gathered, and rows of one
-length. Each row is computed by itself and always in the same order.
+length. Each token is computed by itself and always in the same order.
 """
 
 from typing import Any
 
 import numpy as np
 
+from anole_worker.runtime.compiling import compiled
 from anole_worker.runtime.cpu_heads import DIMS, MOST_HEADS, PAIRED, mix, score
-from anole_worker.runtime.cpu_numbers import compiled, exp, narrow, wide
+from anole_worker.runtime.cpu_numbers import exp, narrow, wide
 from anole_worker.runtime.llvm_vectors import QUAD
 
 
 @compiled
-def attend(
-    result: Any, queries: Any, pool: Any, tokens: Any, begins: Any, ends: Any, slots: Any
-) -> None:
-    """Attend from single tokens to the keys and values of their own sequences, of any type.
+def attend(result: Any, queries: Any, pool: Any, rows: Any, slots: Any) -> None:
+    """Attend from rows of single tokens to their own sequences, in any type.
 
     Args:
-        result: [tokens, heads * size]; the rows in `tokens` are changed in place.
-        queries: [tokens, heads, size].
+        result: [tokens, heads * size]; that of the rows' tokens is changed in place.
+        queries: [tokens, at least heads, size].
         pool: [2 * kv_heads, slots, size], keys before values.
-        tokens: int64 [singles]: which of the tokens they are.
-        begins: int64 [singles]: where in `slots` what each sees begins.
-        ends: int64 [singles]: where it ends.
+        rows: int64 [rows, 4], as LoopRows has them.
         slots: int64 [...]: where the tokens of each sequence are.
     """
     kv_heads, size = len(pool) // 2, pool.shape[2]
     heads = result.shape[1] // size
-    room = np.empty(2 * size + _longest(begins, ends), dtype=np.float32)
-    for single in range(len(tokens)):
-        own = slots[begins[single] : ends[single]]
+    room = np.empty(2 * size + _longest(rows), dtype=np.float32)
+    for token, _, begin, end in rows:
+        own = slots[begin:end]
         for head in range(heads):
             shared = head // (heads // kv_heads)
-            part = result[tokens[single]][head * size : (head + 1) * size]
-            query = queries[tokens[single], head]
+            part = result[token][head * size : (head + 1) * size]
+            query = queries[token, head]
             _attend(part, query, pool[shared], pool[kv_heads + shared], own, room)
 
 
 @compiled
-def attend_narrow(
-    result: Any, queries: Any, pool: Any, tokens: Any, begins: Any, ends: Any, slots: Any
-) -> None:
-    """As attend(), in bfloat16 and for heads whose size DIMS divides.
+def attend_narrow(result: Any, queries: Any, pool: Any, rows: Any, slots: Any) -> None:
+    """As attend(), from chunks, too; in bfloat16, and for heads whose size DIMS divides.
 
-    Those that share keys and values read them together.
+    Heads that share keys and values read them together, and a chunk's tokens find them in the
+    cache. (Laying them out anew for a chunk, as products want weights, is no faster.)
     """
     kv_heads, size = len(pool) // 2, pool.shape[2]
     shared = result.shape[1] // size // kv_heads
-    width = QUAD + (_longest(begins, ends) + QUAD - 1) // QUAD * QUAD
+    width = QUAD + (_longest(rows) + QUAD - 1) // QUAD * QUAD
     scores = np.empty((MOST_HEADS, width), dtype=np.float32)
     sums = np.empty((MOST_HEADS, size), dtype=np.float32)
-    for kv_head in range(kv_heads):  # whose keys and values stay in the cache for a chunk's tokens
+    for kv_head in range(kv_heads):
         keys, values = pool[kv_head], pool[kv_heads + kv_head]
-        for single in range(len(tokens)):
-            own = slots[begins[single] : ends[single]]
-            end = (kv_head + 1) * shared
-            for first in range(kv_head * shared, end, MOST_HEADS):
-                last = min(first + MOST_HEADS, end)
-                part = result[tokens[single]][first * size : last * size]
-                those = queries[tokens[single], first:last]
-                _attend_together(part, those, keys, values, own, scores, sums)
+        first, last = kv_head * shared, (kv_head + 1) * shared
+        for token, count, begin, end in rows:
+            for index in range(count):
+                own = slots[begin : end - count + index + 1]
+                for head in range(first, last, MOST_HEADS):
+                    part = result[token + index]
+                    those = queries[token + index, head : min(head + MOST_HEADS, last)]
+                    _attend_together(part[head * size :], those, keys, values, own, scores, sums)
 
 
 @compiled
-def _longest(begins: Any, ends: Any) -> int:
+def _longest(rows: Any) -> int:
     longest = 0
-    for single in range(len(begins)):
-        longest = max(longest, ends[single] - begins[single])
+    for row in range(len(rows)):
+        longest = max(longest, rows[row, 3] - rows[row, 2])
     return longest
 
 
@@ -77,7 +73,10 @@ def _longest(begins: Any, ends: Any) -> int:
 def _attend_together(
     result: Any, queries: Any, keys: Any, values: Any, own: Any, scores: Any, sums: Any
 ) -> None:
-    """Of heads that share keys and values; result is [heads * size], queries [heads, size]."""
+    """Of heads that share keys and values.
+
+    result is [heads * size] and may go on behind; queries is [heads, size].
+    """
     heads, size = queries.shape
     count, stride, slots = len(own), scores.shape[1] * 4, own.ctypes.data
     weights = scores[0, QUAD:].ctypes.data

@@ -12,7 +12,7 @@ from torch import Tensor
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Step
 from anole_worker.runtime.adapters import LoadedAdapter
-from anole_worker.runtime.attention import attend, is_narrow
+from anole_worker.runtime.attention import attend, has_loop
 from anole_worker.runtime.compiled_layers import CompiledLayers
 from anole_worker.runtime.crew import Turns, do_meet, shares
 from anole_worker.runtime.kv_cache import KvCache
@@ -34,7 +34,7 @@ class CpuBatches:
         """num_threads: in so many parts at most. Steps must run one after the other."""
         self._dtype = weights.dtype
         self._kv_cache = kv_cache
-        self._one_by_one = is_narrow(weights.dtype, weights.shape.head_dim)
+        self._has_loop = has_loop(weights.dtype, weights.shape.head_dim)
         self._num_threads = num_threads
         self._least = _LEAST_TOKENS
         self._num_layers = weights.shape.num_layers
@@ -69,7 +69,7 @@ class CpuBatches:
         adapters: Mapping[Adapter, LoadedAdapter],
         written: Callable[[int], None] | None = None,
     ) -> Batch:
-        packed = pack(step, self._kv_cache, self._dtype, one_by_one=self._one_by_one)
+        packed = pack(step, self._kv_cache, self._dtype, has_loop=self._has_loop)
         deltas = self._make_deltas(adapted_tokens(packed.segments, adapters))
         batch = Batch(
             token_ids=packed.token_ids,

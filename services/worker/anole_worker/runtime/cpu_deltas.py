@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numba import carray
 
+from anole_worker.runtime.compiling import compiled
 from anole_worker.runtime.cpu_dots import WIDTH, cross
 from anole_worker.runtime.cpu_numbers import (
     FLOAT16,
     FLOAT32,
-    compiled,
     finite,
     from_bits,
     narrow,

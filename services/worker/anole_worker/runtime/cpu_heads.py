@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from anole_worker.runtime.cpu_numbers import compiled
+from anole_worker.runtime.compiling import compiled
 from anole_worker.runtime.llvm_vectors import (
     FLOATS,
     INT32,

@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from anole_worker.runtime.cpu_numbers import (
-    FLOAT16,
-    FLOAT32,
-    compiled,
-    exp,
-    narrow,
-    pointer,
-    wide,
-)
+from anole_worker.runtime.compiling import compiled
+from anole_worker.runtime.cpu_numbers import FLOAT16, FLOAT32, exp, narrow, pointer, wide
 
 _SQUARE = 32
 """Rows and columns that are transposed at a time."""

@@ -11,11 +11,12 @@ from numba import carray
 from numpy.typing import NDArray
 
 from anole_worker.model_shape import DOWN, GATE_UP, OUTPUT, QKV
+from anole_worker.runtime.compiling import compiled
 from anole_worker.runtime.cpu_attention import attend_narrow
 from anole_worker.runtime.cpu_deltas import add_narrow_deltas
 from anole_worker.runtime.cpu_dots import WIDTH
 from anole_worker.runtime.cpu_kernels import activate, add, normalise, rotate
-from anole_worker.runtime.cpu_numbers import compiled, pointer
+from anole_worker.runtime.cpu_numbers import pointer
 from anole_worker.runtime.cpu_products import multiply
 
 ATTENTION_NORM, QK_NORM, MLP_NORM, POOL, WEIGHTS, BIASES = 0, 1, 2, 3, 4, 8
@@ -47,41 +48,37 @@ class Layers(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """A step's rows, each of a token."""
+    """A step's tokens, all rows' one after the other."""
 
     cos: NDArray[np.generic]
-    """[rows, head_dim]"""
+    """[tokens, head_dim]"""
     sin: NDArray[np.generic]
-    """[rows, head_dim], its first half negated."""
+    """[tokens, head_dim], its first half negated."""
     places: NDArray[np.int64]
-    """[rows]: the slots that their keys and values go to."""
-    singles: NDArray[np.int64]
-    """[rows]: 0, 1, ... They, and what follows, are as attend_narrow() takes them."""
-    begins: NDArray[np.int64]
-    """[rows]"""
-    ends: NDArray[np.int64]
-    """[rows]"""
+    """[tokens]: the slots that their keys and values go to."""
+    rows: NDArray[np.int64]
+    """[rows, 4], as attend_narrow() takes them."""
     slots: NDArray[np.int64]
-    """[...]"""
+    """[...]: as well."""
     tiles: NDArray[np.int64]
     """[tiles, 3]: their adapters, as add_narrow_deltas() takes them."""
     room: NDArray[np.float32]
     """For add_narrow_deltas()."""
     normed: NDArray[np.uint16]
-    """[rows, hidden], to work in, as all that follow."""
+    """[tokens, hidden], to work in, as all that follow."""
     qkv: NDArray[np.uint16]
-    """[rows, heads + 2 * kv_heads, head_dim]"""
+    """[tokens, heads + 2 * kv_heads, head_dim]"""
     attended: NDArray[np.uint16]
-    """[rows, heads * head_dim]"""
+    """[tokens, heads * head_dim]"""
     gate_up: NDArray[np.uint16]
-    """[rows, 2 * intermediate]"""
+    """[tokens, 2 * intermediate]"""
     activated: NDArray[np.uint16]
-    """[rows, intermediate]"""
+    """[tokens, intermediate]"""
 
 
 @compiled
 def run(x: Any, layers: Any, tokens: Any) -> None:
-    """Take x, float32 [rows, hidden], from the embeddings to the states behind the last layer."""
+    """Take x, float32 [tokens, hidden], from the embeddings to the states behind the last layer."""
     for layer in range(len(layers.addresses)):
         write(x, layer, layers, tokens)
         finish(x, layer, layers, tokens)
@@ -112,15 +109,8 @@ def write(x: Any, layer: int, layers: Any, tokens: Any) -> None:
 def finish(x: Any, layer: int, layers: Any, tokens: Any) -> None:
     """Add to x what the rest of the layer makes of them, its MLP included."""
     normed = tokens.normed
-    attend_narrow(
-        tokens.attended,
-        tokens.qkv,
-        _pool(layer, layers),
-        tokens.singles,
-        tokens.begins,
-        tokens.ends,
-        tokens.slots,
-    )
+    pool = _pool(layer, layers)
+    attend_narrow(tokens.attended, tokens.qkv, pool, tokens.rows, tokens.slots)
     _project(normed, tokens.attended, layer, _OUTPUT, layers, tokens)
     add(x, normed)
     normalise(normed, x, _array(layers.addresses[layer, MLP_NORM], x.shape[1]), layers.epsilon)

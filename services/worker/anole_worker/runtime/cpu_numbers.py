@@ -1,8 +1,7 @@
 """Numbers as compiled loops read and write them: float32, and types of 16 bits as their bits.
 
 float32 is itself, bfloat16 its bits in uint16 and float16 its bits in int16; loops add up in
-float32. numba keeps what it has compiled beside the file of the loop and does not look at this one:
-after a change here, delete `__pycache__`.
+float32.
 """
 
 from collections.abc import Callable
@@ -10,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from anole_worker.runtime.compiling import compiled
 
 _INT16, _INT32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
 _HALF, _ROUNDING = 16, 0x7FFF
@@ -132,11 +133,6 @@ def _to_float16(builder: Any, number: Any) -> Any:
     result = builder.select(is_no_number, constant(0x7E00), result)
     sign = builder.and_(builder.lshr(bits, constant(_HALF)), constant(0x8000))
     return builder.trunc(builder.or_(result, sign), _INT16)
-
-
-compiled = njit(
-    nogil=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", cache=True
-)
 
 
 @compiled

@@ -12,8 +12,9 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
+from anole_worker.runtime.compiling import compiled
 from anole_worker.runtime.cpu_dots import MOST_ROWS, WIDTH, add_dots
-from anole_worker.runtime.cpu_numbers import compiled, narrow, wide
+from anole_worker.runtime.cpu_numbers import narrow, wide
 
 PANEL = 96
 """Rows of x that each block of weights is multiplied with before the next."""

@@ -18,22 +18,19 @@ from anole_worker.runtime.kv_cache import KvCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Singles:
-    """Tokens that attend one by one."""
+class LoopRows:
+    """Rows whose attention is a compiled loop's."""
 
-    tokens: NDArray[np.int64]
-    """[singles]: which of the step's tokens they are."""
-    begins: NDArray[np.int64]
-    """[singles]: where in `slots` each one's sequence begins."""
-    ends: NDArray[np.int64]
-    """[singles]: where in `slots` what each sees ends: behind its own."""
+    rows: NDArray[np.int64]
+    """[rows, 4]: the first of its tokens in the step, how many they are, and where in `slots` its
+    sequence begins and ends."""
     slots: NDArray[np.int64]
-    """All slots of their rows' sequences, one after the other."""
+    """All slots of the sequences, one after the other, the rows' own tokens' last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptChunk:
-    """The consecutive tokens of one row, which attend together."""
+    """The consecutive tokens of a row whose attention is torch's."""
 
     begin: int
     end: int
@@ -62,7 +59,7 @@ class PackedStep:
     """[1, tokens]"""
     slots: Tensor
     """[tokens]: where the new keys and values go."""
-    singles: Singles | None
+    loop_rows: LoopRows | None
     """None where there are no such."""
     chunks: tuple[PromptChunk, ...]
     segments: tuple[Segment, ...]
@@ -70,25 +67,25 @@ class PackedStep:
     """[rows that sample]: the last token of each."""
 
 
-def pack(step: Step, cache: KvCache, dtype: torch.dtype, *, one_by_one: bool = False) -> PackedStep:
+def pack(step: Step, cache: KvCache, dtype: torch.dtype, *, has_loop: bool = False) -> PackedStep:
     """Lay a step out, which must not be empty; masks are of the model's dtype.
 
-    one_by_one: whether tokens of chunks are to attend so, too.
+    has_loop: whether there is a loop for chunks; there always is one for single tokens.
     """
     rows = step.rows
     lengths = [len(row.token_ids) for row in rows]
     ends = np.cumsum(lengths).tolist()
     begins = [end - length for end, length in zip(ends, lengths, strict=True)]
-    single = [index for index, length in enumerate(lengths) if one_by_one or length == 1]
+    looped = [index for index, length in enumerate(lengths) if has_loop or length == 1]
     return PackedStep(
         token_ids=torch.tensor([token_id for row in rows for token_id in row.token_ids]),
         positions=_tensor([np.arange(row.start, _end(row)) for row in rows]).unsqueeze(0),
         slots=_tensor([cache.slots(row.block_table, row.start, _end(row)) for row in rows]),
-        singles=_singles(rows, begins, single, cache) if single else None,
+        loop_rows=_loop_rows(rows, begins, looped, cache) if looped else None,
         chunks=tuple(
             _chunk(row, begin, cache, dtype)
             for row, begin in zip(rows, begins, strict=True)
-            if len(row.token_ids) > 1 and not one_by_one
+            if len(row.token_ids) > 1 and not has_loop
         ),
         segments=segments_of(rows, begins, ends),
         sampled=torch.tensor(
@@ -106,21 +103,17 @@ def _tensor(parts: Sequence[NDArray[np.int64]]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
-def _singles(
-    rows: Sequence[Row], begins: Sequence[int], single: Sequence[int], cache: KvCache
-) -> Singles:
-    """Of the rows in `single`."""
-    own = [cache.slots(rows[index].block_table, 0, _end(rows[index])) for index in single]
+def _loop_rows(
+    rows: Sequence[Row], begins: Sequence[int], looped: Sequence[int], cache: KvCache
+) -> LoopRows:
+    """Of the rows in `looped`."""
+    own = [cache.slots(rows[index].block_table, 0, _end(rows[index])) for index in looped]
     ends = np.cumsum([len(slots) for slots in own])
-    counts = np.array([len(rows[index].token_ids) for index in single])
-    # Of a row's tokens, the last sees all of its slots, the one before it all but one, ...
-    within = np.concatenate([np.arange(count) for count in counts])
-    return Singles(
-        tokens=np.repeat([begins[index] for index in single], counts) + within,
-        begins=np.repeat(ends - [len(slots) for slots in own], counts),
-        ends=np.repeat(ends - counts, counts) + within + 1,
-        slots=np.concatenate(own),
-    )
+    table = [
+        (begins[index], len(rows[index].token_ids), end - len(slots), end)
+        for index, slots, end in zip(looped, own, ends, strict=True)
+    ]
+    return LoopRows(rows=np.array(table, dtype=np.int64), slots=np.concatenate(own))
 
 
 def _chunk(row: Row, begin: int, cache: KvCache, dtype: torch.dtype) -> PromptChunk:
