@@ -42,4 +42,4 @@ def test_without_a_writable_folder_it_is_the_users_own(
 
 def test_loops_are_kept_there() -> None:
     found = cpu_layers.run.stats.cache_path
-    assert Path(found).is_relative_to(compiling._PLACE)
+    assert Path(found).is_relative_to(compiling.PLACE)

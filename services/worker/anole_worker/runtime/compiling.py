@@ -44,7 +44,9 @@ def place(given: str, beside: Path) -> Path:
     return beside / "__pycache__" / own
 
 
-_PLACE = str(place(config.CACHE_DIR, _FOLDER))
+PLACE = str(place(config.CACHE_DIR, _FOLDER))
+IS_NEW = not Path(PLACE).exists()
+"""Whether nothing of it has been compiled yet."""
 
 
 def compiled(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - numba's dispatcher
@@ -52,7 +54,7 @@ def compiled(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - numba's dis
 
     Sums may be added up in another order, and what is divided by zero is infinite.
     """
-    before, config.CACHE_DIR = config.CACHE_DIR, _PLACE
+    before, config.CACHE_DIR = config.CACHE_DIR, PLACE
     try:
         return _njit(function)
     finally:

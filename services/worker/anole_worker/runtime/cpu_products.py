@@ -27,7 +27,6 @@ def pack(weight: Tensor) -> Tensor:
     """A dense [out, in] weight, in even, as multiply() reads it: [blocks, in / 2, WIDTH, 2]."""
     num_out, num_in = weight.shape
     padded = functional.pad(weight, (0, 0, 0, -num_out % WIDTH))
-    # torch has its tensors begin on 64 bytes, on which the loops rely for speed.
     return padded.view(-1, WIDTH, num_in // 2, 2).transpose(1, 2).contiguous()
 
 

@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from anole_worker.runtime import cpu_products
+from anole_worker.runtime.host_memory import HugePages
 
 _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 _SLOW_ROWS, _FAST_ROWS = 2, 4
 """One or two take oneDNN longer than four: 39 and 45 ms through all matrices of SmolLM2-135M, and
 35 with the padding (Zen 4, fp32)."""
 
+_pages = HugePages()
 _reorder: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 _linear: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _has_amx: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
@@ -101,9 +103,12 @@ class Packed:
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Packed:
+    blocks = elements(cpu_products.pack(weight))
+    kept = _pages.piece(blocks.nbytes).view(blocks.dtype).reshape(blocks.shape)
+    kept[:] = blocks
     return Packed(
         num_out=len(weight),
-        blocks=elements(cpu_products.pack(weight)),
+        blocks=kept,
         bias=elements(weight.new_empty(0) if bias is None else bias),
     )
 
