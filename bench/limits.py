@@ -11,6 +11,8 @@ from functools import cache
 import torch
 
 from anole_shared.units import MiB
+from anole_worker.runtime.host_memory import HugePages
+from anole_worker.runtime.projection import Projection
 from bench.section import Plan
 from bench.table import Column, Record, Table
 
@@ -46,8 +48,11 @@ def _settle(device: torch.device) -> None:
 
 @cache
 def read_bytes_per_s(num_bytes: int = _BYTES, device: torch.device = CPU) -> float:
-    """Reading so many bytes again and again, by whatever reads them fastest."""
-    numbers = torch.ones(num_bytes // 4, device=device)
+    """Reading so many bytes again and again, by whatever reads them fastest, on huge pages."""
+    if device.type == "cpu":
+        numbers = torch.from_numpy(HugePages().piece(num_bytes)).view(torch.float32).fill_(1)
+    else:
+        numbers = torch.ones(num_bytes // 4, device=device)
     matrix, vector = numbers.view(-1, _WIDTH), torch.ones(_WIDTH, device=device)
     ways = (
         lambda: torch.dot(numbers, numbers),
@@ -67,14 +72,16 @@ def copy_bytes_per_s(num_bytes: int = _BYTES) -> float:
 
 @cache
 def flops_per_s(dtype: torch.dtype, device: torch.device = CPU) -> float:
-    """Of a product of two square matrices, at the size that suits the device best."""
+    """Of a product of square matrices, torch's or ours, at the size that suits the device best."""
     sizes = _SIZES if device.type == "cpu" else _GPU_SIZES
     return max(_square_flops_per_s(size, dtype, device) for size in sizes)
 
 
 def _square_flops_per_s(size: int, dtype: torch.dtype, device: torch.device) -> float:
     left, right = (torch.randn(size, size).to(device, dtype) for _ in range(2))
-    return 2 * size**3 / best_s(lambda: torch.mm(left, right), device)
+    ours = Projection(right)
+    ways = (lambda: torch.mm(left, right), lambda: ours(left))
+    return 2 * size**3 / min(best_s(way, device) for way in ways)
 
 
 def measure(plan: Plan) -> list[Table]:

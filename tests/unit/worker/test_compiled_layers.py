@@ -7,15 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from anole_shared.settings import load
 from anole_worker.core.adapter import Adapter
 from anole_worker.core.step import Row
-from anole_worker.runtime import projection
+from anole_worker.runtime import cpu_layers, projection
 from anole_worker.runtime.adapters import LoadedAdapter
 from anole_worker.runtime.compiled_layers import CompiledLayers
 from anole_worker.runtime.cpu_batches import CpuBatches
+from anole_worker.runtime.cpu_runner import CpuRunner
 from anole_worker.runtime.kv_cache import KvCache
 from anole_worker.runtime.model_runner import ModelRunner
 from anole_worker.runtime.weights import ModelWeights, load_model
+from anole_worker.settings import WorkerSettings
 from tests.unit.worker.tiny import (
     ATTENTION,
     BLOCK_SIZE,
@@ -130,6 +133,27 @@ def test_steps_with_prompts_run_in_one_call_as_well(
     expected = parted.runner.logits(step(*prompts), adapters)
     assert torch.equal(logits, expected)
     assert torch.equal(_kept(whole), _kept(parted))
+
+
+def test_a_worker_that_is_warm_compiles_nothing_more(
+    folder: Path, weights: ModelWeights, adapters: dict[Adapter, LoadedAdapter]
+) -> None:
+    """Whether prompts or streams come, few or many, alone or shared by threads that meet."""
+    settings = load(WorkerSettings, block_size=BLOCK_SIZE, step_threads=2, dtype="bfloat16")
+    cpu = CpuRunner(weights, settings, no_grammars(folder / "model"), NUM_BLOCKS)
+    cpu.warm_up()
+    loops = [found for found in vars(cpu_layers).values() if hasattr(found, "signatures")]
+    before = [len(loop.signatures) for loop in loops]
+    long = [token % 128 for token in range(70)]
+    for rows in (
+        [row("long", long, range(20, 58), adapter="all")],
+        [row("base", [1], [0]), row("other", [2], [1], adapter="some")],
+        _prompts(),
+        _rows(0),
+    ):
+        cpu.runner.run(step(*rows), adapters)
+    assert len(loops) > 5
+    assert [len(loop.signatures) for loop in loops] == before
 
 
 def test_weights_that_onednn_keeps_do_not_fit(folder: Path) -> None:

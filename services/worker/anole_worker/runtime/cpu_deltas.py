@@ -24,8 +24,9 @@ from anole_worker.runtime.cpu_numbers import (
 from anole_worker.runtime.cpu_products import PANEL, add_tiles
 from anole_worker.runtime.llvm_vectors import QUAD, VECTOR_BYTES
 
-MOST_SINGLE = 16
-"""Tokens of an adapter that are taken one by one, whatever their company."""
+_MOST_SINGLE = 16
+"""Tokens of an adapter in a step that are taken one by one: up to so many, none feels the others.
+"""
 
 
 @compiled
@@ -62,7 +63,7 @@ def add_narrow_deltas(
     for tile in range(len(tiles)):
         site = carray(pointer(tiles[tile, 0], np.int64), record + 12)[record:]
         begin, end = tiles[tile, 1], tiles[tile, 1] + tiles[tile, 2]
-        if end - begin > MOST_SINGLE and x.shape[1] * 2 % VECTOR_BYTES == 0:
+        if end - begin > _MOST_SINGLE and x.shape[1] * 2 % VECTOR_BYTES == 0:
             for first in range(begin, end, PANEL):
                 last = min(first + PANEL, end)
                 _add_together(y[first:last], x[first:last], site, columns, sizes)

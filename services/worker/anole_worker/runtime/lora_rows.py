@@ -1,9 +1,9 @@
-"""Adds adapters to projections on a CPU by compiled loops; in float32, many tokens by torch.
+"""Adds adapters to projections on a CPU by compiled loops, or many tokens of one by torch.
 
 In decoding every adapter has a row or two. torch's products then cost tens of microseconds a call,
 of which one step of 16 adapters makes 3,000; one call of the loop reads all adapters' weights of a
-projection at the speed of memory. torch reuses them for long chunks, and is good at that in
-float32.
+projection at the speed of memory. For long chunks torch reuses them, and is good at that where it
+multiplies the base model's as well.
 """
 
 import sys
@@ -18,14 +18,14 @@ from anole_worker.model_shape import SITES, ModelShape
 from anole_worker.runtime import cpu_deltas
 from anole_worker.runtime.lora import AdaptedTokens, LoopDeltas
 from anole_worker.runtime.lora_table import MAX_MODULES, RECORD
-from anole_worker.runtime.projection import elements
+from anole_worker.runtime.projection import elements, has_loops
 
 MAX_RANK = 256
 
 Room = NDArray[np.float32]
 
-_MOST_TOKENS = {torch.float32: 8, torch.bfloat16: sys.maxsize}
-"""Of one adapter in a step that loops take; and the types that they know."""
+_MOST_TOKENS = {torch.float32: 8, torch.bfloat16: 16}
+"""Of one adapter in a step that loops take and not torch; and the types that they know."""
 
 
 class RowsBackend:
@@ -33,7 +33,7 @@ class RowsBackend:
 
     def __init__(self, shape: ModelShape, dtype: torch.dtype) -> None:
         dims = shape.module_dims
-        self._most = _MOST_TOKENS[dtype]
+        self._most = sys.maxsize if has_loops(dtype) else _MOST_TOKENS[dtype]
         is_narrow = dtype == torch.bfloat16
         self._add = cpu_deltas.add_narrow_deltas if is_narrow else cpu_deltas.add_deltas
         self.columns = _by_site(lambda module: shape.columns(module).start)

@@ -31,6 +31,11 @@ _linear: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_point
 _has_amx: Callable[[], bool] = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
 
 
+def has_loops(dtype: torch.dtype) -> bool:
+    """Whether this type is multiplied by our own loops on this CPU, wherever they are known."""
+    return dtype == torch.bfloat16 and not _has_amx()
+
+
 class Projection:
     """y = x W^T + bias over the rows of x; made of a dense [out, in] weight."""
 
@@ -39,7 +44,8 @@ class Projection:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Keeps its own copy of the weight: the caller can free what it passed."""
         self._bias = bias
-        self.packed = _packed(weight, bias) if _is_ours(weight) and not _has_amx() else None
+        is_ours = _can_be_packed(weight) and has_loops(weight.dtype)
+        self.packed = _packed(weight, bias) if is_ours else None
         """What the compiled loops take in the weight's place, where it is kept for them."""
         if self.packed is not None:
             weight = weight.new_empty(0)
@@ -70,7 +76,7 @@ class Head:
     def __init__(self, weight: Tensor) -> None:
         """Keeps the weight, and in bfloat16 on a CPU a second copy in the loops' layout."""
         self._weight = weight
-        self.packed = _packed(weight, None) if _is_ours(weight) else None
+        self.packed = _packed(weight, None) if _can_be_packed(weight) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """From [rows, hidden] to [rows, vocab] float32."""
@@ -121,7 +127,7 @@ def elements(tensor: Tensor) -> NDArray[np.generic]:
     return found
 
 
-def _is_ours(weight: Tensor) -> bool:
+def _can_be_packed(weight: Tensor) -> bool:
     is_even = weight.shape[-1] % 2 == 0
     return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and is_even
 
