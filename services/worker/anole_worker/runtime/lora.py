@@ -5,7 +5,7 @@ loop over the adapters of the step. Rows of one adapter are
 contiguous, so that nothing is gathered or scattered, ranks may differ, and one token a row or a
 long prompt are alike. On a CPU this beats padding to the largest rank and batching (1.3 against
 1.7 to 2.9 times a step of the base model, 16 adapters of ranks 8 to 64), because the weights'
-bytes are what costs. lora_rows has one for few tokens on a CPU, lora_triton one for a GPU.
+bytes are what costs. lora_rows has compiled loops for a CPU, lora_triton kernels for a GPU.
 """
 
 from collections.abc import Sequence
