@@ -96,7 +96,7 @@ def _room(*sizes: int) -> NDArray[np.uint16]:
 
 
 def _arrays(layer: LayerWeights, pool: Tensor) -> Arrays:
-    """In the order of cpu_layers' fields."""
+    """In the order of cpu_layers' addresses."""
     packed = [projection.packed for projection in layer.projections]
     return [
         elements(layer.attention_norm),

@@ -24,6 +24,7 @@ from anole_worker.runtime.llvm_vectors import (
     Loop,
     adding,
     at_most,
+    halves,
     load,
     long,
     sixteen,
@@ -96,12 +97,10 @@ def _mix(builder: Any, num_heads: int, arguments: Sequence[Any]) -> None:
     loop = Loop(builder, count, 1, [ZEROS] * (num_heads * per_head))
     slot = builder.load(builder.gep(tokens, [loop.index]))
     row = builder.add(values, builder.mul(slot, builder.mul(size, long(2))))
-    wide = []
+    wide: list[Any] = []
     for part in range(DIMS // PAIRED):
         pairs = load(builder, INTS, builder.add(row, long(part * VECTOR_BYTES)))
-        shifted = builder.shl(pairs, ir.Constant(INTS, [16] * LANES))
-        upper = builder.and_(pairs, ir.Constant(INTS, [0xFFFF0000] * LANES))
-        wide += [builder.bitcast(shifted, FLOATS), builder.bitcast(upper, FLOATS)]
+        wide += halves(builder, pairs)
     after = []
     for head in range(num_heads):
         place = builder.add(weights, builder.mul(stride, long(head)))

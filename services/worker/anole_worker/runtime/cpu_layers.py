@@ -20,18 +20,17 @@ from anole_worker.runtime.cpu_numbers import pointer
 from anole_worker.runtime.cpu_products import multiply
 
 ATTENTION_NORM, QK_NORM, MLP_NORM, POOL, WEIGHTS, BIASES = 0, 1, 2, 3, 4, 8
+"""Where a layer's addresses are: of its norms, of its part of the KV pool, and of each site's
+packed weight and bias; 0 for what it has not."""
 _QKV, _OUTPUT, _GATE_UP, _DOWN = (np.int64(site) for site in (QKV, OUTPUT, GATE_UP, DOWN))
 """For each of Python's own numbers _project() would be compiled anew."""
-FIELDS = 12
-"""Of a layer: the addresses of its norms, of its part of the KV pool, and of each site's packed
-weight and bias; 0 for what it has not."""
 
 
 class Layers(NamedTuple):
     """The model, as the loops know it."""
 
     addresses: NDArray[np.int64]
-    """[layers, FIELDS]"""
+    """[layers, ATTENTION_NORM and so on]"""
     heads: int
     kv_heads: int
     head_dim: int

@@ -61,22 +61,20 @@ def _in_hardware(builder: Any) -> Add:
 
 
 def _widened(builder: Any) -> Add:
-    half = ir.Constant(INTS, [16] * LANES)
-    upper = ir.Constant(INTS, [0xFFFF0000] * LANES)
-
-    def first(pairs: Any) -> Any:
-        return builder.bitcast(builder.shl(pairs, half), FLOATS)
-
-    def second(pairs: Any) -> Any:
-        return builder.bitcast(builder.and_(pairs, upper), FLOATS)
-
     def add(sums: Any, number: Any, weights: Any) -> Any:
-        for part in (first, second):
-            product = builder.fmul(part(number), part(weights), flags=("contract",))
+        for one, other in zip(halves(builder, number), halves(builder, weights), strict=True):
+            product = builder.fmul(one, other, flags=("contract",))
             sums = builder.fadd(sums, product, flags=("contract",))
         return sums
 
     return add
+
+
+def halves(builder: Any, pairs: Any) -> tuple[Any, Any]:
+    """The first numbers of 16 pairs, and the second ones, as float32."""
+    first = builder.shl(pairs, ir.Constant(INTS, [16] * LANES))
+    second = builder.and_(pairs, ir.Constant(INTS, [0xFFFF0000] * LANES))
+    return builder.bitcast(first, FLOATS), builder.bitcast(second, FLOATS)
 
 
 class Loop:
