@@ -43,14 +43,24 @@ def test_shares_are_the_whole_step_in_its_order(whole: Step, num_threads: int, l
 
 
 @given(steps(), st.integers(2, 8), LEAST)
-def test_shares_are_worth_a_thread_and_of_about_one_size(
+def test_shares_begin_and_end_within_a_cut_of_where_equal_ones_would(
     whole: Step, num_threads: int, least: int
 ) -> None:
-    parts = shares(whole, num_threads, least)
-    sizes = [sum(len(each.token_ids) for each in part.rows) for part in parts]
-    if len(parts) > 1:
-        assert min(sizes) >= max(1, least - 8)
-        assert max(sizes) - min(sizes) <= 2 * 8
+    num_tokens = sum(len(each.token_ids) for each in whole.rows)
+    num_parts = max(1, min(num_threads, num_tokens // least))
+    end = 0
+    for part in shares(whole, num_threads, least)[:-1]:
+        end += sum(len(each.token_ids) for each in part.rows)
+        nearest = round(end * num_parts / num_tokens) * num_tokens / num_parts
+        assert abs(end - nearest) <= 3.5  # tokens: a cut of four is worth its thread
+
+
+def test_a_short_prompt_beside_a_single_token_is_cut() -> None:
+    beside = step(row("a", [1], [0]), row("b", [1] * 13, [1, 2, 3, 4]))
+    assert [sum(len(each.token_ids) for each in part.rows) for part in shares(beside, 2, 4)] == [
+        7,
+        7,
+    ]
 
 
 def test_a_step_of_few_tokens_is_one_threads() -> None:

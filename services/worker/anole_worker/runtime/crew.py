@@ -17,8 +17,8 @@ import torch
 
 from anole_worker.core.step import Row, Step
 
-_LEAST_CUT = 8
-"""Tokens that a prompt is cut for."""
+_LEAST_CUT = 4
+"""Tokens that a prompt is cut for: so few of twelve are still worth a thread of their own."""
 _MOST_THREADS = 4
 """Unless told otherwise: between two products, a thread keeps the others from Python."""
 
@@ -128,13 +128,13 @@ def do_meet(parts: Sequence[Step], block_size: int) -> bool:
 def _pieces(row: Row, begin: int, share: float) -> list[Row]:
     """The row, cut where a share ends, with so many tokens of the step before it."""
     pieces, end = [], begin + len(row.token_ids)
-    bound = round((begin // share + 1) * share)
-    while end - bound >= _LEAST_CUT:
+    index = int(begin // share) + 1
+    while end - (bound := round(index * share)) >= _LEAST_CUT:
         if bound - begin >= _LEAST_CUT:
             head, row = _cut(row, bound - begin)
             pieces.append(head)
             begin = bound
-        bound = round(bound + share)
+        index += 1
     return [*pieces, row]
 
 
