@@ -192,4 +192,4 @@ def _blocks(index: int) -> list[int]:
 
 
 def _kept(worker: Worker) -> Tensor:
-    return torch.stack([worker.cache.layer(layer) for layer in range(3)]).float()
+    return worker.cache.rows.float()

@@ -26,7 +26,7 @@ def attend(
     """
     result = queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
     if packed.loop_rows is not None:
-        _attend_rows(result, queries, cache.layer(layer), packed.loop_rows)
+        _attend_rows(result, queries, cache, layer, packed.loop_rows)
     for chunk in packed.chunks:
         part = slice(chunk.begin, chunk.end)
         result[part] = _attend_chunk(queries[part], keys_values[part], cache, layer, chunk)
@@ -41,10 +41,14 @@ def has_loop(dtype: torch.dtype, head_dim: int) -> bool:
     return has_loops(dtype) and head_dim % DIMS == 0
 
 
-def _attend_rows(result: Tensor, queries: Tensor, pool: Tensor, rows: LoopRows) -> None:
+def _attend_rows(
+    result: Tensor, queries: Tensor, cache: KvCache, layer: int, rows: LoopRows
+) -> None:
     is_narrow = result.dtype == torch.bfloat16 and queries.shape[2] % DIMS == 0
     attend_each = cpu_attention.attend_narrow if is_narrow else cpu_attention.attend
-    attend_each(elements(result), elements(queries), elements(pool), rows.rows, rows.slots)
+    pool = elements(cache.layer(layer))
+    heads = (cache.num_kv_heads, cache.block_size)
+    attend_each(elements(result), elements(queries), pool, *heads, rows.rows, rows.slots)
 
 
 def _attend_chunk(

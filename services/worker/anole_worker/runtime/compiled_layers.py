@@ -25,16 +25,15 @@ class CompiledLayers:
     def __init__(self, weights: ModelWeights, kv_cache: KvCache, backend: RowsBackend) -> None:
         """All weights must be `known`."""
         shape = self._shape = weights.shape
-        self._kept = [
-            _arrays(layer, kv_cache.layer(index)) for index, layer in enumerate(weights.layers)
-        ]
+        self._kept = [_arrays(layer) for layer in weights.layers]
         """What the addresses lead to."""
         self._layers = Layers(
             addresses=np.array([_addresses(arrays) for arrays in self._kept]),
             heads=shape.num_heads,
             kv_heads=shape.num_kv_heads,
             head_dim=shape.head_dim,
-            num_slots=kv_cache.num_blocks * kv_cache.block_size,
+            pool=elements(kv_cache.rows),
+            block_size=kv_cache.block_size,
             epsilon=weights.norm_eps,
             columns=backend.columns,
             sizes=backend.sizes,
@@ -95,14 +94,13 @@ def _room(*sizes: int) -> NDArray[np.uint16]:
     return np.empty(sizes, dtype=np.uint16)
 
 
-def _arrays(layer: LayerWeights, pool: Tensor) -> Arrays:
+def _arrays(layer: LayerWeights) -> Arrays:
     """In the order of cpu_layers' addresses."""
     packed = [projection.packed for projection in layer.projections]
     return [
         elements(layer.attention_norm),
         None if layer.qk_norm is None else elements(layer.qk_norm),
         elements(layer.mlp_norm),
-        elements(pool),
         *(None if one is None else one.blocks for one in packed),
         *(None if one is None else one.bias for one in packed),
     ]

@@ -39,25 +39,57 @@ PAIRED = 2 * LANES
 """Dims in a register. Mixed, those with even numbers come first, then the others."""
 
 
-def _each(make: Callable[[Any, int, Sequence[Any]], None], num_heads: int) -> Any:
+def _scoring(num_heads: int) -> Any:
     @intrinsic
     def call(
-        _typing: Any, sums: Any, stride: Any, one: Any, two: Any, size: Any, slots: Any, count: Any
+        _typing: Any,
+        scores: Any,
+        largest: Any,
+        stride: Any,
+        queries: Any,
+        keys: Any,
+        size: Any,
+        slots: Any,
+        count: Any,
     ) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, arguments: Sequence[Any]) -> Any:
-            make(builder, num_heads, arguments)
-            return context.get_dummy_value()
-
-        return types.void(sums, stride, one, two, size, slots, count), generate
+        signature = types.void(scores, largest, stride, queries, keys, size, slots, count)
+        return signature, _generating(_score, num_heads)
 
     return call
 
 
+def _mixing(num_heads: int) -> Any:
+    @intrinsic
+    def call(
+        _typing: Any,
+        weights: Any,
+        stride: Any,
+        sums: Any,
+        values: Any,
+        size: Any,
+        slots: Any,
+        count: Any,
+    ) -> Any:
+        signature = types.void(weights, stride, sums, values, size, slots, count)
+        return signature, _generating(_mix, num_heads)
+
+    return call
+
+
+def _generating(make: Callable[[Any, int, Sequence[Any]], None], num_heads: int) -> Any:
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Sequence[Any]) -> Any:
+        make(builder, num_heads, arguments)
+        return context.get_dummy_value()
+
+    return generate
+
+
 def _score(builder: Any, num_heads: int, arguments: Sequence[Any]) -> None:
-    scores, stride, queries, keys, size, slots, count = arguments
+    scores, largest, stride, queries, keys, size, slots, count = arguments
     tokens = builder.inttoptr(slots, INT64.as_pointer())
-    lowest = ir.Constant(ir.VectorType(ir.FloatType(), QUAD), [-3.0e38] * QUAD)
-    outer = Loop(builder, count, QUAD, [lowest] * num_heads)
+    fronts = [builder.add(largest, builder.mul(stride, long(head))) for head in range(num_heads)]
+    kind = ir.VectorType(ir.FloatType(), QUAD)
+    outer = Loop(builder, count, QUAD, [load(builder, kind, front) for front in fronts])
     key_bytes = builder.mul(size, long(2))
     last = builder.sub(count, long(1))
     rows = []
@@ -76,25 +108,30 @@ def _score(builder: Any, num_heads: int, arguments: Sequence[Any]) -> None:
             add(inner.sums[head * QUAD + token], query, key) for token, key in enumerate(loaded)
         ]
     inner.end(sums)
-    largest = []
+    largest_now = []
     for head in range(num_heads):
         found = totals(builder, sums[head * QUAD : (head + 1) * QUAD])
         place = builder.add(scores, builder.mul(stride, long(head)))
         place = builder.add(place, builder.mul(outer.index, long(4)))
         store(builder, found, place)
         before = outer.sums[head]
-        largest.append(builder.select(builder.fcmp_ordered(">", found, before), found, before))
-    outer.end(largest)
-    for head, found in enumerate(largest):
-        place = builder.add(scores, builder.mul(stride, long(head)))
-        store(builder, found, builder.sub(place, long(4 * QUAD)))
+        is_larger = builder.fcmp_ordered(">", found, before)
+        largest_now.append(builder.select(is_larger, found, before))
+    outer.end(largest_now)
+    for front, found in zip(fronts, largest_now, strict=True):
+        store(builder, found, front)
 
 
 def _mix(builder: Any, num_heads: int, arguments: Sequence[Any]) -> None:
     weights, stride, sums, values, size, slots, count = arguments
     tokens = builder.inttoptr(slots, INT64.as_pointer())
     per_head = DIMS // LANES
-    loop = Loop(builder, count, 1, [ZEROS] * (num_heads * per_head))
+    places = [
+        builder.add(sums, builder.add(builder.mul(size, long(4 * head)), long(part * VECTOR_BYTES)))
+        for head in range(num_heads)
+        for part in range(per_head)
+    ]
+    loop = Loop(builder, count, 1, [load(builder, FLOATS, place) for place in places])
     slot = builder.load(builder.gep(tokens, [loop.index]))
     row = builder.add(values, builder.mul(slot, builder.mul(size, long(2))))
     wide: list[Any] = []
@@ -112,24 +149,19 @@ def _mix(builder: Any, num_heads: int, arguments: Sequence[Any]) -> None:
             before = loop.sums[head * per_head + index]
             after.append(builder.fadd(before, product, flags=("contract",)))
     loop.end(after)
-    for index, found in enumerate(after):
-        head, part = divmod(index, per_head)
-        place = builder.add(sums, builder.mul(size, long(4 * head)))
-        store(builder, found, builder.add(place, long(part * VECTOR_BYTES)))
+    for place, found in zip(places, after, strict=True):
+        store(builder, found, place)
 
 
-_score_one, _score_two, _score_three, _score_four = (
-    _each(_score, heads) for heads in range(1, MOST_HEADS + 1)
-)
-_mix_one, _mix_two, _mix_three, _mix_four = (
-    _each(_mix, heads) for heads in range(1, MOST_HEADS + 1)
-)
+_score_one, _score_two, _score_three, _score_four = map(_scoring, range(1, MOST_HEADS + 1))
+_mix_one, _mix_two, _mix_three, _mix_four = map(_mixing, range(1, MOST_HEADS + 1))
 
 
 @compiled
 def score(
     num_heads: int,
     scores: int,
+    largest: int,
     stride: int,
     queries: int,
     keys: int,
@@ -141,23 +173,23 @@ def score(
 
     Args:
         num_heads: how many.
-        scores: float32, a row a head. In front of each row go QUAD numbers, the largest of
-            which is the row's; behind it there is room for a multiple of QUAD.
-        stride: bytes from one head's scores to the next.
+        scores: float32, a row a head, with room for a multiple of QUAD.
+        largest: float32, QUAD a head, the largest of which is made that of its scores, too.
+        stride: bytes from one head's scores to the next, and so for the largest.
         queries: bfloat16 [num_heads, size].
-        keys: bfloat16 [all slots, size].
+        keys: bfloat16 [all rows, size].
         size: of a head.
-        slots: int64 [count].
+        slots: int64 [count]: the tokens' rows.
         count: of tokens, at least one.
     """
     if num_heads == 1:
-        _score_one(scores, stride, queries, keys, size, slots, count)
+        _score_one(scores, largest, stride, queries, keys, size, slots, count)
     elif num_heads == 2:  # noqa: PLR2004
-        _score_two(scores, stride, queries, keys, size, slots, count)
+        _score_two(scores, largest, stride, queries, keys, size, slots, count)
     elif num_heads == 3:  # noqa: PLR2004
-        _score_three(scores, stride, queries, keys, size, slots, count)
+        _score_three(scores, largest, stride, queries, keys, size, slots, count)
     else:
-        _score_four(scores, stride, queries, keys, size, slots, count)
+        _score_four(scores, largest, stride, queries, keys, size, slots, count)
 
 
 @compiled
@@ -171,16 +203,16 @@ def mix(
     slots: int,
     count: int,
 ) -> None:
-    """DIMS of the values by their weights, for up to MOST_HEADS heads; all by address.
+    """Add DIMS of the values times their weights, for up to MOST_HEADS heads; all by address.
 
     Args:
         num_heads: how many.
         weights: float32, a row a head.
         stride: bytes from one head's weights to the next.
         sums: float32 [num_heads, size], where the first head's dims begin; see PAIRED.
-        values: bfloat16 [all slots, size], where the first slot's dims begin.
+        values: bfloat16 [all rows, size], where the first row's dims begin.
         size: of a head.
-        slots: int64 [count].
+        slots: int64 [count]: the tokens' rows.
         count: of tokens, at least one.
     """
     if num_heads == 1:

@@ -19,9 +19,9 @@ from anole_worker.runtime.cpu_kernels import activate, add, normalise, rotate
 from anole_worker.runtime.cpu_numbers import pointer
 from anole_worker.runtime.cpu_products import multiply
 
-ATTENTION_NORM, QK_NORM, MLP_NORM, POOL, WEIGHTS, BIASES = 0, 1, 2, 3, 4, 8
-"""Where a layer's addresses are: of its norms, of its part of the KV pool, and of each site's
-packed weight and bias; 0 for what it has not."""
+ATTENTION_NORM, QK_NORM, MLP_NORM, WEIGHTS, BIASES = 0, 1, 2, 3, 7
+"""Where a layer's addresses are: of its norms, and of each site's packed weight and bias; 0 for
+what it has not."""
 _QKV, _OUTPUT, _GATE_UP, _DOWN = (np.int64(site) for site in (QKV, OUTPUT, GATE_UP, DOWN))
 """For each of Python's own numbers _project() would be compiled anew."""
 
@@ -34,8 +34,10 @@ class Layers(NamedTuple):
     heads: int
     kv_heads: int
     head_dim: int
-    num_slots: int
-    """Of a layer's pool."""
+    pool: NDArray[np.generic]
+    """[rows, head_dim]: keys and values, as KvCache has them."""
+    block_size: int
+    """Of the pool."""
     epsilon: float
     """Of the norms."""
     columns: NDArray[np.int64]
@@ -99,7 +101,8 @@ def write(x: Any, layer: int, layers: Any, tokens: Any) -> None:
     pool = _pool(layer, layers)
     for row in range(len(x)):
         for head in range(2 * kv_heads):
-            place, new = pool[head, tokens.places[row]], qkv[row, heads + head]
+            place = pool[head * layers.block_size + tokens.places[row]]
+            new = qkv[row, heads + head]
             for dim in range(size):  # numba checks shapes otherwise, and takes seconds to learn it
                 place[dim] = new[dim]
 
@@ -108,8 +111,15 @@ def write(x: Any, layer: int, layers: Any, tokens: Any) -> None:
 def finish(x: Any, layer: int, layers: Any, tokens: Any) -> None:
     """Add to x what the rest of the layer makes of them, its MLP included."""
     normed = tokens.normed
-    pool = _pool(layer, layers)
-    attend_narrow(tokens.attended, tokens.qkv, pool, tokens.rows, tokens.slots)
+    attend_narrow(
+        tokens.attended,
+        tokens.qkv,
+        _pool(layer, layers),
+        layers.kv_heads,
+        layers.block_size,
+        tokens.rows,
+        tokens.slots,
+    )
     _project(normed, tokens.attended, layer, _OUTPUT, layers, tokens)
     add(x, normed)
     normalise(normed, x, _array(layers.addresses[layer, MLP_NORM], x.shape[1]), layers.epsilon)
@@ -121,9 +131,8 @@ def finish(x: Any, layer: int, layers: Any, tokens: Any) -> None:
 
 @compiled
 def _pool(layer: int, layers: Any) -> Any:
-    """A layer's part of the KV cache: [2 * kv_heads, slots, head_dim]."""
-    address, planes = layers.addresses[layer, POOL], 2 * layers.kv_heads
-    return carray(pointer(address, np.uint16), (planes, layers.num_slots, layers.head_dim))
+    """The pool, from where a layer's part of the first block begins."""
+    return layers.pool[layer * 2 * layers.kv_heads * layers.block_size :]
 
 
 @compiled
