@@ -11,7 +11,6 @@ from redis import Redis as RedisClient
 from anole_shared.errors import AnoleError
 from tests.servers import RabbitMQ, Redis, fetch_guest, install_missing, serving
 
-
 settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("search", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile("repeatable")

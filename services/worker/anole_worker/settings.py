@@ -116,8 +116,8 @@ class WorkerSettings(Settings):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="Of weights, adapters and KV. auto: bfloat16 where the processor multiplies "
-        "it in hardware (AVX512_BF16, AMX, CUDA), which is 1.5 times to several times faster and "
+        description="Of weights, adapters and KV. auto: bfloat16 on processors with AVX2 "
+        "or more, and on GPUs that multiply it, which is 1.1 times to several times faster and "
         "takes half the memory; else float32.",
     )
     eviction: Literal["chameleon", "fairshare", "lru", "gdsf"] = Field(

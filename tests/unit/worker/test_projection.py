@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from llvmlite.binding import get_host_cpu_name
+from numba.core.codegen import get_host_cpu_features
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import linear
 
@@ -20,10 +22,13 @@ from anole_worker.runtime import cpu_products
 from anole_worker.runtime.projection import elements
 folder = Path(sys.argv[1])
 given = load_file(folder / "in.safetensors")
-y = torch.empty(len(given["x"]), len(given["weight"]))
-blocks, nothing = elements(cpu_products.pack(given["weight"])), elements(torch.empty(0))
-cpu_products.multiply(elements(y), elements(given["x"]), blocks, nothing)
-save_file({"y": y}, folder / "out.safetensors")
+x, weight = given["x"], given["weight"]
+blocks, nothing = elements(cpu_products.pack(weight)), elements(torch.empty(0))
+found = {}
+for count in range(1, len(x) + 1):
+    y = found[str(count)] = torch.empty(count, len(weight))
+    cpu_products.multiply(elements(y), elements(x[:count]), blocks, nothing)
+save_file(found, folder / "out.safetensors")
 """
 
 
@@ -55,21 +60,33 @@ def test_products_of_any_size_are_exact(num_rows: int, num_out: int, num_in: int
     torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-4)
 
 
-def test_products_are_the_same_on_a_processor_without_bfloat16(tmp_path: Path) -> None:
+_OTHERS = {
+    "plain": ("x86-64-v2" if platform.machine() == "x86_64" else "generic", ""),
+    "this one": (
+        get_host_cpu_name(),
+        ",".join(each for each in get_host_cpu_features().split(",") if "bf16" not in each),
+    ),
+}
+
+
+@pytest.mark.parametrize("other", _OTHERS)
+def test_products_are_the_same_on_a_processor_without_bfloat16(other: str, tmp_path: Path) -> None:
     """In a process of its own: what loops are compiled for is chosen once."""
-    x, weight = _numbers(9, 576), _numbers(80, 576)
+    x, weight = _numbers(11, 576), _numbers(80, 576)
+    name, features = _OTHERS[other]
     save_file({"x": x, "weight": weight}, tmp_path / "in.safetensors")
     environment = {
         **os.environ,
-        "NUMBA_CPU_NAME": "x86-64-v2" if platform.machine() == "x86_64" else "generic",
-        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CPU_NAME": name,
+        "NUMBA_CPU_FEATURES": features,
         "NUMBA_CACHE_DIR": str(tmp_path),
     }
     subprocess.run(
         [sys.executable, "-c", _MULTIPLY, str(tmp_path)], check=True, env=environment, timeout=120
     )
-    y = load_file(tmp_path / "out.safetensors")["y"]
-    torch.testing.assert_close(y.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-4)
+    exact = x.double() @ weight.double().T
+    for count, y in load_file(tmp_path / "out.safetensors").items():
+        torch.testing.assert_close(y.double(), exact[: int(count)], rtol=1e-5, atol=1e-4)
 
 
 def test_a_row_gets_the_same_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numba import carray
 
 from anole_worker.runtime.compiling import compiled
-from anole_worker.runtime.cpu_dots import WIDTH, cross
+from anole_worker.runtime.cpu_dots import WIDTH, cross, operand
 from anole_worker.runtime.cpu_numbers import (
     FLOAT16,
     FLOAT32,
@@ -124,6 +124,7 @@ def _scaled(hidden: Any, tokens: int, begin: int, rank: int, scale: Any) -> Any:
 def _expand_together(y: Any, first: int, hidden: Any, up: Any) -> None:
     """Add hidden [tokens, rank] times up [rank, out] to columns of y, from the first one on."""
     tokens, pairs, size = len(y), hidden.shape[1] // 2, up.shape[1]
+    numbers = operand(hidden)
     sums = np.empty((tokens, WIDTH), dtype=np.float32)
     weights = np.zeros((pairs, WIDTH * 2), dtype=np.uint16)
     for column in range(0, size, WIDTH):
@@ -135,9 +136,8 @@ def _expand_together(y: Any, first: int, hidden: Any, up: Any) -> None:
             part, total = y[token][begin:end], sums[token]
             for place in range(width):
                 total[place] = wide(part[place])
-        add_tiles(
-            sums.ctypes.data, hidden.ctypes.data, pairs * 4, weights.ctypes.data, pairs, tokens
-        )
+        place, those = numbers.ctypes.data, weights.ctypes.data
+        add_tiles(sums.ctypes.data, place, numbers.strides[0], those, pairs, tokens)
         for token in range(tokens):
             part, total = y[token][begin:end], sums[token]
             for place in range(width):

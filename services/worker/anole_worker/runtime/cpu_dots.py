@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
 from anole_worker.runtime.compiling import compiled
+from anole_worker.runtime.cpu_fetching import fetch
+from anole_worker.runtime.cpu_numbers import wide
 from anole_worker.runtime.llvm_vectors import (
     FLOATS,
+    HAS_DOTS,
+    HAS_WHOLE_VECTORS,
     INT32,
     INTS,
     LANES,
@@ -18,6 +23,7 @@ from anole_worker.runtime.llvm_vectors import (
     Loop,
     adding,
     at_most,
+    halves,
     load,
     long,
     sixteen,
@@ -27,9 +33,16 @@ from anole_worker.runtime.llvm_vectors import (
 
 WIDTH = 64
 """Rows of weights that are multiplied at once."""
-MOST_ROWS = 6
-"""Of x: with WIDTH they take 24 of the 32 registers of AVX-512."""
+MOST_ROWS = 6 if HAS_DOTS else 5
+"""Of x: with WIDTH they take most of the 32 registers of AVX-512."""
+PAIR_BYTES = 4 if HAS_DOTS else 8
+"""Of two numbers of x, which are float32 where the processor does not multiply bfloat16."""
 _VECTORS = WIDTH // LANES
+_BLOCK_BYTES = WIDTH * 4
+"""Of a pair of each of the weights."""
+_PIECE, _AHEAD = 8, 32
+"""Pairs that are taken at once where registers do not hold the sums of all WIDTH, and how far ahead
+others are fetched meanwhile: the processor does not see by itself what comes next."""
 
 
 def _dots(num_rows: int) -> Any:
@@ -38,7 +51,8 @@ def _dots(num_rows: int) -> Any:
     @intrinsic
     def dots(_typing: Any, sums: Any, x: Any, stride: Any, weights: Any, pairs: Any) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, arguments: Sequence[Any]) -> Any:
-            _multiply(builder, num_rows, arguments)
+            multiply = _multiply if HAS_DOTS else _multiply_widened
+            multiply(builder, num_rows, arguments)
             return context.get_dummy_value()
 
         return types.void(sums, x, stride, weights, pairs), generate
@@ -51,7 +65,7 @@ def _multiply(builder: Any, num_rows: int, arguments: Sequence[Any]) -> None:
     rows = [builder.add(x, builder.mul(stride, long(row))) for row in range(num_rows)]
     places = [builder.add(sums, long(place * VECTOR_BYTES)) for place in range(num_rows * _VECTORS)]
     loop = Loop(builder, pairs, 1, [load(builder, FLOATS, place) for place in places])
-    begin = builder.add(weights, builder.mul(loop.index, long(_VECTORS * VECTOR_BYTES)))
+    begin = builder.add(weights, builder.mul(loop.index, long(_BLOCK_BYTES)))
     loaded = [
         load(builder, INTS, builder.add(begin, long(vector * VECTOR_BYTES)))
         for vector in range(_VECTORS)
@@ -67,7 +81,45 @@ def _multiply(builder: Any, num_rows: int, arguments: Sequence[Any]) -> None:
         store(builder, found, place)
 
 
-_one, _two, _three, _four, _five, _six = (_dots(rows) for rows in range(1, MOST_ROWS + 1))
+def _multiply_widened(builder: Any, num_rows: int, arguments: Sequence[Any]) -> None:
+    sums, x, stride, weights, pairs = arguments
+    rows = [builder.add(x, builder.mul(stride, long(row))) for row in range(num_rows)]
+    vectors = _at_once(num_rows)
+    for first in range(0, _VECTORS, vectors):
+        places = [
+            builder.add(sums, long((row * _VECTORS + first + vector) * VECTOR_BYTES))
+            for row in range(num_rows)
+            for vector in range(vectors)
+        ]
+        loop = Loop(builder, pairs, 1, [load(builder, FLOATS, place) for place in places])
+        begin = builder.add(weights, builder.mul(loop.index, long(_BLOCK_BYTES)))
+        loaded = []
+        for vector in range(first, first + vectors):
+            pair = load(builder, INTS, builder.add(begin, long(vector * VECTOR_BYTES)))
+            loaded.append(halves(builder, pair))
+        after = list(loop.sums)
+        for half in range(2):
+            for row, address in enumerate(rows):
+                place = builder.add(address, builder.mul(loop.index, long(PAIR_BYTES)))
+                bits = load(builder, INT32, builder.add(place, long(4 * half)))
+                number = builder.bitcast(sixteen(builder, bits), FLOATS)
+                for vector, weight in enumerate(loaded):
+                    index = row * vectors + vector
+                    product = builder.fmul(number, weight[half], flags=("contract",))
+                    after[index] = builder.fadd(after[index], product, flags=("contract",))
+        loop.end(after)
+        for place, found in zip(places, after, strict=True):
+            store(builder, found, place)
+
+
+def _at_once(num_rows: int) -> int:
+    """Vectors of a row's sums that registers hold for so many rows."""
+    if HAS_WHOLE_VECTORS:
+        return _VECTORS
+    return {1: 4, 2: 2}.get(num_rows, 1)
+
+
+_one, _two, _three, _four, _five, _six = map(_dots, range(1, 7))
 
 
 @compiled
@@ -76,12 +128,24 @@ def add_dots(sums: int, x: int, stride: int, weights: int, pairs: int, num_rows:
 
     Args:
         sums: float32 [num_rows, WIDTH], on 64 bytes.
-        x: bfloat16 [num_rows, 2 * pairs].
+        x: [num_rows, 2 * pairs], as operand() gives it.
         stride: bytes from one row of x to the next.
         weights: bfloat16 [pairs, WIDTH, 2], on 64 bytes.
         pairs: at least one.
         num_rows: of x.
     """
+    if HAS_WHOLE_VECTORS or num_rows == 1:
+        _add_dots(sums, x, stride, weights, pairs, num_rows)
+        return
+    for at in range(0, pairs, _PIECE):
+        part = min(_PIECE, pairs - at)
+        fetch(weights + (at + _AHEAD) * _BLOCK_BYTES, part * _BLOCK_BYTES)
+        place, those = x + at * PAIR_BYTES, weights + at * _BLOCK_BYTES
+        _add_dots(sums, place, stride, those, part, num_rows)
+
+
+@compiled
+def _add_dots(sums: int, x: int, stride: int, weights: int, pairs: int, num_rows: int) -> None:
     if num_rows == 1:
         _one(sums, x, stride, weights, pairs)
     elif num_rows == 2:  # noqa: PLR2004
@@ -94,6 +158,23 @@ def add_dots(sums: int, x: int, stride: int, weights: int, pairs: int, num_rows:
         _five(sums, x, stride, weights, pairs)
     else:
         _six(sums, x, stride, weights, pairs)
+
+
+def _kept(x: Any) -> Any:
+    return x
+
+
+def _widened(x: Any) -> Any:
+    result = np.empty(x.shape, dtype=np.float32)
+    for row in range(len(x)):
+        ours, theirs = result[row], x[row]
+        for index in range(len(ours)):
+            ours[index] = wide(theirs[index])
+    return result
+
+
+operand = compiled(_kept if HAS_DOTS else _widened)
+"""bfloat16 [rows, in] as add_dots() takes it."""
 
 
 @intrinsic

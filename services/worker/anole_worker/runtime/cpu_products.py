@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from anole_worker.runtime.compiling import compiled
-from anole_worker.runtime.cpu_dots import MOST_ROWS, WIDTH, add_dots
+from anole_worker.runtime.cpu_dots import MOST_ROWS, PAIR_BYTES, WIDTH, add_dots, operand
 from anole_worker.runtime.cpu_numbers import narrow, wide
 
 PANEL = 96
@@ -40,22 +40,23 @@ def multiply(y: Any, x: Any, packed: Any, bias: Any) -> None:
         packed: W, as pack() gives it.
         bias: [out], or [0]: none.
     """
-    rows, num_in = x.shape
+    rows = len(x)
     blocks, pairs = packed.shape[:2]
     held = np.empty(PANEL * WIDTH + _ALIGNMENT // 4, dtype=np.float32)
     first = (-held.ctypes.data % _ALIGNMENT) // 4
     sums = held[first : first + PANEL * WIDTH].reshape(PANEL, WIDTH)
     for begin in range(0, rows, PANEL):
         count = min(PANEL, rows - begin)
-        address = x[begin:].ctypes.data
+        those = operand(x[begin : begin + count])
+        address, stride = those.ctypes.data, those.strides[0]
         for block in range(blocks):
             sums[:count] = np.float32(0)
             weights = packed[block].ctypes.data
             for pair in range(0, pairs, _MOST_PAIRS):
                 add_tiles(
                     sums.ctypes.data,
-                    address + pair * 4,
-                    2 * num_in,
+                    address + pair * PAIR_BYTES,
+                    stride,
                     weights + pair * WIDTH * 4,
                     min(_MOST_PAIRS, pairs - pair),
                     count,

@@ -3,7 +3,7 @@
 No loop in Python is compiled into what these need: sums that stay in registers while numbers pass
 by once, and AVX512_BF16, which multiplies and adds two pairs at once (Intel's manual, VDPBF16PS:
 sums in float32, subnormal numbers taken for 0). Where a processor has not that, numbers are
-widened.
+widened to float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,11 +39,20 @@ class _BFloat(ir.Type):  # type: ignore[misc] # llvmlite says nothing of types
         return hash(_BFloat)
 
 
-def adding(builder: Any) -> Add:
-    """How pairs of bfloat16 are multiplied and added up on the processor that is compiled for."""
+def _features() -> str:
     known = config.CPU_FEATURES
-    features = get_host_cpu_features() if known is None else known
-    return _in_hardware(builder) if "+avx512bf16" in features else _widened(builder)
+    return str(get_host_cpu_features() if known is None else known)
+
+
+HAS_DOTS = "+avx512bf16" in _features()
+"""Whether the processor that is compiled for multiplies pairs of bfloat16."""
+HAS_WHOLE_VECTORS = "+avx512f" in _features()
+"""Whether LANES numbers are one register, of which there are 32; else they are two of 16, or so."""
+
+
+def adding(builder: Any) -> Add:
+    """How pairs of bfloat16 are multiplied and added up."""
+    return _in_hardware(builder) if HAS_DOTS else _widened(builder)
 
 
 def _in_hardware(builder: Any) -> Add:

@@ -191,11 +191,12 @@ def _norm(weight: Tensor, device: torch.device) -> Tensor:
 
 
 def preferred_dtype(device: torch.device = CPU) -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware, else float32.
+    """bfloat16 where it was seen to be faster, else float32.
 
-    Processors with AMX have AVX512_BF16, too.
+    So it is on GPUs that multiply it, and on processors with AVX2 or more, whose loops widen it
+    where the processor does not multiply it.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
-    is_fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    is_fast = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
     return torch.bfloat16 if is_fast else torch.float32
