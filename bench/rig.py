@@ -29,6 +29,8 @@ TOKEN_BUDGET = 256
 GREEDY = Sampling(temperature=0.0)
 _MEMORY_BYTES = GiB
 _FIRST_TOKEN = 100
+_APART = 7
+"""Blocks between a row's own."""
 
 
 def preferred(plan: Plan) -> torch.dtype:
@@ -54,7 +56,10 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 class Rig:
-    """A device whose rows each have blocks of their own; row n is always in the same ones."""
+    """A device whose rows each have blocks of their own; row n is always in the same ones.
+
+    On a CPU no two of them are neighbours, as it is after a while.
+    """
 
     def __init__(
         self, plan: Plan, dtype: torch.dtype, memd_socket: Path, step_threads: int = 1
@@ -76,6 +81,11 @@ class Rig:
         regions = RegionClient(memd_socket, "bench")
         self.device = Device(plan.model, self.shape, settings, regions, SystemClock())
         self._block_size = settings.block_size
+        apart = 1 if plan.is_on_gpu else _APART
+        num_blocks = self.device.memory_bytes // self.device.block_bytes
+        self._blocks = [
+            block for first in range(apart) for block in range(first, num_blocks, apart)
+        ]
         self._num_loaded = 0
 
     def load(self, file: AdapterFile) -> Adapter:
@@ -142,7 +152,7 @@ class Rig:
             adapter=adapter,
             token_ids=tuple(tokens),
             start=start,
-            block_table=tuple(range(first, first + num_blocks)),
+            block_table=tuple(self._blocks[first : first + num_blocks]),
             sampling=GREEDY if start + size == num_tokens else None,
         )
 
