@@ -51,8 +51,7 @@ def _dots(num_rows: int) -> Any:
     @intrinsic
     def dots(_typing: Any, sums: Any, x: Any, stride: Any, weights: Any, pairs: Any) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, arguments: Sequence[Any]) -> Any:
-            multiply = _multiply if HAS_DOTS else _multiply_widened
-            multiply(builder, num_rows, arguments)
+            _multiply(builder, num_rows, arguments)
             return context.get_dummy_value()
 
         return types.void(sums, x, stride, weights, pairs), generate
@@ -61,27 +60,6 @@ def _dots(num_rows: int) -> Any:
 
 
 def _multiply(builder: Any, num_rows: int, arguments: Sequence[Any]) -> None:
-    sums, x, stride, weights, pairs = arguments
-    rows = [builder.add(x, builder.mul(stride, long(row))) for row in range(num_rows)]
-    places = [builder.add(sums, long(place * VECTOR_BYTES)) for place in range(num_rows * _VECTORS)]
-    loop = Loop(builder, pairs, 1, [load(builder, FLOATS, place) for place in places])
-    begin = builder.add(weights, builder.mul(loop.index, long(_BLOCK_BYTES)))
-    loaded = [
-        load(builder, INTS, builder.add(begin, long(vector * VECTOR_BYTES)))
-        for vector in range(_VECTORS)
-    ]
-    add, after = adding(builder), []
-    for row, address in enumerate(rows):
-        pair = builder.add(address, builder.mul(loop.index, long(4)))
-        number = sixteen(builder, load(builder, INT32, pair))
-        for vector, weight in enumerate(loaded):
-            after.append(add(loop.sums[row * _VECTORS + vector], number, weight))
-    loop.end(after)
-    for place, found in zip(places, after, strict=True):
-        store(builder, found, place)
-
-
-def _multiply_widened(builder: Any, num_rows: int, arguments: Sequence[Any]) -> None:
     sums, x, stride, weights, pairs = arguments
     rows = [builder.add(x, builder.mul(stride, long(row))) for row in range(num_rows)]
     vectors = _at_once(num_rows)
@@ -93,23 +71,35 @@ def _multiply_widened(builder: Any, num_rows: int, arguments: Sequence[Any]) -> 
         ]
         loop = Loop(builder, pairs, 1, [load(builder, FLOATS, place) for place in places])
         begin = builder.add(weights, builder.mul(loop.index, long(_BLOCK_BYTES)))
-        loaded = []
-        for vector in range(first, first + vectors):
-            pair = load(builder, INTS, builder.add(begin, long(vector * VECTOR_BYTES)))
-            loaded.append(halves(builder, pair))
+        loaded = [
+            load(builder, INTS, builder.add(begin, long(vector * VECTOR_BYTES)))
+            for vector in range(first, first + vectors)
+        ]
         after = list(loop.sums)
-        for half in range(2):
+        for part, of_pairs in enumerate(_parts(builder, loaded)):
             for row, address in enumerate(rows):
                 place = builder.add(address, builder.mul(loop.index, long(PAIR_BYTES)))
-                bits = load(builder, INT32, builder.add(place, long(4 * half)))
-                number = builder.bitcast(sixteen(builder, bits), FLOATS)
-                for vector, weight in enumerate(loaded):
-                    index = row * vectors + vector
-                    product = builder.fmul(number, weight[half], flags=("contract",))
-                    after[index] = builder.fadd(after[index], product, flags=("contract",))
+                bits = load(builder, INT32, builder.add(place, long(4 * part)))
+                number = sixteen(builder, bits)
+                for index, weight in enumerate(of_pairs, row * vectors):
+                    after[index] = _added(builder, after[index], number, weight)
         loop.end(after)
         for place, found in zip(places, after, strict=True):
             store(builder, found, place)
+
+
+def _parts(builder: Any, loaded: Sequence[Any]) -> Sequence[Sequence[Any]]:
+    """What is multiplied with one number of x after the other: whole pairs, or their halves."""
+    if HAS_DOTS:
+        return [loaded]
+    return list(zip(*(halves(builder, pairs) for pairs in loaded), strict=True))
+
+
+def _added(builder: Any, sums: Any, number: Any, weights: Any) -> Any:
+    if HAS_DOTS:
+        return adding(builder)(sums, number, weights)
+    product = builder.fmul(builder.bitcast(number, FLOATS), weights, flags=("contract",))
+    return builder.fadd(sums, product, flags=("contract",))
 
 
 def _at_once(num_rows: int) -> int:

@@ -33,8 +33,9 @@ class KvCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_kv_heads = shape.num_kv_heads
-        self._num_planes = 2 * shape.num_kv_heads
-        self._layer_rows = self._num_planes * block_size
+        self._layer_rows = 2 * shape.num_kv_heads * block_size
+        self._planes = torch.arange(0, self._layer_rows, block_size)
+        """How far from a token's slot each of its heads is, keys before values."""
         self._block_rows = shape.num_layers * self._layer_rows
         self._row_bytes = shape.head_dim * dtype.itemsize
         num_rows = num_blocks * self._block_rows
@@ -65,19 +66,15 @@ class KvCache:
 
     def write(self, layer: int, slots: Tensor, keys_values: Tensor) -> None:
         """Store [tokens, 2 * kv_heads, head_dim], keys before values, one token a slot."""
-        places = (slots.unsqueeze(1) + self._planes()).flatten()
+        places = (slots.unsqueeze(1) + self._planes).flatten()
         self.layer(layer).index_copy_(0, places, keys_values.flatten(0, 1))
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Copies of the keys and of the values in the slots, each [kv_heads, slots, head_dim]."""
-        places = (self._planes().unsqueeze(1) + slots).flatten()
+        places = (self._planes.unsqueeze(1) + slots).flatten()
         found = self.layer(layer).index_select(0, places)
-        keys, values = found.view(self._num_planes, len(slots), -1).chunk(2)
+        keys, values = found.view(len(self._planes), len(slots), -1).chunk(2)
         return keys, values
-
-    def _planes(self) -> Tensor:
-        """How far from a token's slot each of its heads is, keys before values."""
-        return torch.arange(0, self._layer_rows, self.block_size)
 
 
 def _runs(blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
